@@ -1,0 +1,58 @@
+# On a fresh machine (Python 3.11 to 3.13 and make, nothing else): `make train` or `make test`.
+# ARGS is handed on:  make train ARGS="env.n=6 seed=1"   make test ARGS="tests/test_mdp.py -x"
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTHON ?=
+ARGS ?=
+
+.PHONY: help setup train test check bench clean
+
+help:
+	@echo "make train   set up, then run the default experiment (ARGS=... are Hydra overrides)"
+	@echo "make test    set up, then run the unit tests"
+	@echo "make check   set up, then ruff, pyright and the tests marked slow"
+	@echo "make bench   set up, then the benchmarks"
+	@echo "make setup   create $(VENV) with the pins of constraints.txt"
+	@echo "make clean   remove $(VENV), caches and built packages; runs/ stays"
+
+setup: $(STAMP)
+
+# The stamp is newer than what it was made from, so a second call does nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@found=; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+			>/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "torchloc needs Python 3.11, 3.12 or 3.13, and '$(or $(PYTHON),python3)' is none of" \
+			"them: install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		echo "Creating $(VENV) with $$($$found --version)"; \
+		$$found -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo "Installing torchloc with the pins of constraints.txt (about 1 GB, once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(STAMP)
+	$(PY) -m torchloc train $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest -q $(ARGS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m pyright
+	$(PY) -m pytest -q -m slow $(ARGS)
+
+bench: $(STAMP)
+	$(PY) -m pytest -q -s -m benchmark $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	find torchloc tests -name __pycache__ -type d -prune -exec rm -rf {} +

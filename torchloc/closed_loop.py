@@ -1,0 +1,215 @@
+"""Local functions of state and action with the policy attached.
+
+A kernel or reward term reads state parents and actions; each action is drawn from a policy that reads a scope.
+So its closed-loop form is a function of the *union* of the parents and of those scopes. This room finds the
+unions of all sites of a batch at once and sorts the sites into classes of equal structure, so that every class is
+one batched tensor operation.
+
+Axis letters: B sites of a class, u union coordinates, q action parents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchloc.errors import BudgetError
+from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import SoftmaxPolicy
+
+ENTRY_BUDGET = 100_000_000
+"""Entries of one site's closed-loop tensor that are enumerated at most."""
+
+
+class PolicyTables:
+    """The policy's enumerated laws, looked up by agent: computed once, shared by all rooms."""
+
+    def __init__(self, policy: SoftmaxPolicy) -> None:
+        self.policy = policy
+        self._laws: dict[int, Tensor] = {}
+
+    def laws(self, index: int) -> Tensor:
+        """(G, *S_scope, A) float64 laws of group `index`."""
+        if index not in self._laws:
+            rows = self.policy.group_probabilities(index)
+            self._laws[index] = self.policy.groups[index].unflatten(rows)
+        return self._laws[index]
+
+    def of_agents(self, agents: IntArray) -> Tensor:
+        """(B, *S_scope, A) laws of agents that all belong to one group."""
+        index = int(self.policy.group_of[agents[0]])
+        return self.laws(index)[torch.tensor(self.policy.row_of[agents])]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalClass:
+    """B sites of a batch whose closed-loop functions have the same structure.
+
+    Attributes:
+        rows: (B,) rows of the batch.
+        union: (B, u) coordinates that the closed-loop function reads; the state parents come first.
+        sizes: u sizes of these coordinates.
+        table: (B or 1, *S_parents, *A, …) float64 the batch's tables for these rows.
+        n_states: p, the number of state parents.
+        agents: (B, q) the agents whose actions are read.
+        n_actions: q sizes of their action spaces.
+        scopes: q tuples: where the scope of each agent stands in the union.
+        flags: q integers that were asked to be equal in a class.
+    """
+
+    rows: IntArray
+    union: IntArray
+    sizes: tuple[int, ...]
+    table: Tensor
+    n_states: int
+    agents: IntArray
+    n_actions: tuple[int, ...]
+    scopes: tuple[tuple[int, ...], ...]
+    flags: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def averaged(
+        self, tables: PolicyTables, keep: Sequence[int] = (), align: bool = True
+    ) -> Tensor:
+        """The table with all actions but those of `keep` averaged out under the policy.
+
+        Args:
+            tables: The policy's laws.
+            keep: Positions among the q agents whose actions stay axes, in this order.
+            align: Give every union coordinate an axis, of size 1 where nothing reads it.
+
+        Returns:
+            (B or 1, *S_union, *A_keep, …): with `align`, sizes are S_i or 1.
+
+        Raises:
+            BudgetError: The result has more entries a site than are enumerated.
+        """
+        q, u = len(self.n_actions), len(self.sizes)
+        entries = math.prod(self.sizes) * math.prod(self.n_actions[k] for k in keep)
+        if entries > ENTRY_BUDGET:
+            raise BudgetError(
+                f"the closed-loop law at coordinate row {int(self.rows[0])} reads {u} coordinates: "
+                f"{entries} entries, {8 * entries} bytes, over the budget of {ENTRY_BUDGET} entries; "
+                f"shrink the scopes of agents {self.agents[0].tolist()}"
+            )
+        tail = self.table.ndim - 1 - self.n_states - q
+        batch, ends = u + q + 1, [u + q + 2 + i for i in range(tail)]
+        axes = [batch, *range(self.n_states), *range(u, u + q), *ends]
+        operands: list[object] = [self.table, axes]
+        shared = self.table.shape[0] == 1 and len(self) > 1
+        seen = set(range(self.n_states))
+        for k, scope in enumerate(self.scopes):
+            if k in keep:
+                continue
+            operands += [tables.of_agents(self.agents[:, k]), [batch, *scope, u + k]]
+            seen.update(scope)
+        if shared and len(operands) > 2:
+            operands[0] = self.table[0]
+            operands[1] = axes[1:]
+        out = [batch, *sorted(seen), *(u + k for k in keep), *ends]
+        if len(operands) == 2:
+            result = _permuted(self.table, axes, out)
+        else:
+            result = torch.einsum(*operands, out)
+        if align:
+            shape = [self.sizes[i] if i in seen else 1 for i in range(u)]
+            result = result.reshape(result.shape[0], *shape, *result.shape[1 + len(seen) :])
+        return result
+
+
+def _permuted(tensor: Tensor, axes: list[int], out: list[int]) -> Tensor:
+    return tensor.permute([axes.index(axis) for axis in out])
+
+
+def local_classes(
+    batch: KernelBatch | RewardBatch,
+    policy: SoftmaxPolicy,
+    flags: IntArray | None = None,
+) -> Iterator[LocalClass]:
+    """Sorts the sites of a batch into classes of equal closed-loop structure.
+
+    Args:
+        batch: Kernels or reward terms.
+        policy: Gives the scopes.
+        flags: (B, q) integers that must be equal within a class; None for none.
+
+    Yields:
+        Classes that together hold every row once.
+    """
+    actions = batch.actions
+    groups = policy.group_of[actions]
+    kinds = groups if flags is None else np.concatenate([groups, flags], axis=1)
+    for kind, rows in _classes(kinds):
+        q = actions.shape[1]
+        members = [policy.groups[index] for index in kind[:q]]
+        seen = [
+            member.scope[policy.row_of[actions[rows, k]]] for k, member in enumerate(members)
+        ]
+        columns = np.concatenate([batch.states[rows], *seen], axis=1)
+        sizes = np.array([*batch.state_shape, *(s for member in members for s in member.sizes)])
+        firsts = (columns[:, :, None] == columns[:, None, :]).argmax(axis=2)
+        for pattern, inner in _classes(firsts):
+            kept = [c for c, at in enumerate(pattern) if at == c]
+            place = [kept.index(at) for at in pattern]
+            starts = np.cumsum([batch.states.shape[1], *(s.shape[1] for s in seen)])
+            picked = rows[inner]
+            yield LocalClass(
+                rows=picked,
+                union=columns[inner][:, kept],
+                sizes=tuple(int(sizes[c]) for c in kept),
+                table=torch.from_numpy(
+                    batch.table.copy() if len(batch.table) == 1 else batch.table[picked]
+                ),
+                n_states=batch.states.shape[1],
+                agents=actions[picked],
+                n_actions=batch.action_shape,
+                scopes=tuple(
+                    tuple(place[start:end]) for start, end in zip(starts, starts[1:], strict=False)
+                ),
+                flags=tuple(kind[q:]),
+            )
+
+
+def _classes(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
+    """(distinct row, where it stands) of an integer matrix (B, c)."""
+    if keys.shape[1] == 0:
+        if len(keys):
+            yield [], np.arange(len(keys))
+        return
+    values, inverse = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    bounds = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(values) + 1))
+    for value, start, end in zip(values.tolist(), bounds, bounds[1:], strict=False):
+        yield value, order[start:end]
+
+
+def entropies(policy: SoftmaxPolicy, index: int) -> Tensor:
+    """(G, R) float64 entropy of each law of group `index`, in nats."""
+    scaled = policy.group_scaled_logits(index)
+    log = torch.log_softmax(scaled, dim=-1)
+    return -torch.where(log.isneginf(), 0.0, log.exp() * log).sum(dim=-1)
+
+
+def reward_terms(
+    mdp: FactoredMDP, policy: SoftmaxPolicy, tables: PolicyTables, *, entropy: bool
+) -> Iterator[tuple[IntArray, Tensor]]:
+    """The closed-loop reward r^π (plus τ_k Ent π_k for the entropy objective) term by term.
+
+    Yields:
+        (B, u) coordinates and (B or 1, *S) values; sizes 1 mark coordinates that are not read.
+    """
+    for batch in mdp.rewards:
+        for local in local_classes(batch, policy):
+            yield local.union, local.averaged(tables)
+    if entropy:
+        for index, group in enumerate(policy.groups):
+            tau = policy.temperature[torch.tensor(group.agents)][:, None]
+            yield group.scope, group.unflatten(tau * entropies(policy, index))

@@ -1,0 +1,124 @@
+"""Validation shared by kernels, rewards and the model: one clear error a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from torchloc.errors import InputError
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, made read-only."""
+    array.flags.writeable = False
+    return array
+
+
+def integers(value: ArrayLike, field: str, ndim: int) -> IntArray:
+    """A frozen int64 copy with `ndim` axes; an empty sequence fits any `ndim`."""
+    array = np.asarray(value)
+    if array.size == 0 and array.ndim < ndim:
+        array = array.reshape((*array.shape, *(0,) * (ndim - array.ndim)))
+    if array.ndim != ndim:
+        raise InputError(f"{field} must have {ndim} axes, but its shape is {array.shape}")
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        whole = np.issubdtype(array.dtype, np.floating) and bool(np.all(array == np.floor(array)))
+        if not whole:
+            raise InputError(f"{field} must hold whole numbers, but its dtype is {array.dtype}")
+    return frozen(array.astype(np.int64))
+
+
+def reals(value: ArrayLike, field: str) -> FloatArray:
+    """A float64 copy, not yet frozen; what NumPy cannot read as numbers is refused."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{field} must be a rectangular array of numbers; NumPy cannot read it: {error}"
+        ) from error
+
+
+def first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """The index of the first true entry."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
+
+
+def check_finite(table: FloatArray, place: Callable[[int], str]) -> None:
+    """Refuses NaN and infinity; `place` says whose table row b of the leading axis is."""
+    bad = ~np.isfinite(table)
+    if bad.any():
+        index = first(bad)
+        raise InputError(
+            f"{place(index[0])}: entry {index[1:]} of the table is {table[index]}; "
+            f"every entry must be a finite number"
+        )
+
+
+def normalised(table: FloatArray, place: Callable[[int], str]) -> FloatArray:
+    """Laws along the last axis: finite, nonnegative, summing to 1 within 1e-9.
+
+    Rows that miss 1 by more than their own rounding are divided by their sum, so that exact solves see
+    stochastic rows; other rows are kept bit for bit.
+    """
+    check_finite(table, place)
+    if (table < 0).any():
+        index = first(table < 0)
+        raise InputError(
+            f"{place(index[0])}: entry {index[1:]} of the table is {table[index]:.6g}; "
+            f"a probability cannot be negative"
+        )
+    total = table.sum(axis=-1)
+    off = np.abs(total - 1.0)
+    if (off > 1e-9).any():
+        index = first(off > 1e-9)
+        raise InputError(
+            f"{place(index[0])}: row {index[1:]} of the table sums to {total[index]:.12g}, not to 1 "
+            f"(tolerance 1e-9); the last axis must be a probability law"
+        )
+    loose = off > 4.0 * np.finfo(np.float64).eps * table.shape[-1]
+    if loose.any():
+        table = np.where(loose[..., None], table / total[..., None], table)
+    return table
+
+
+def check_parents(array: IntArray, field: str, bound: int, kind: str) -> None:
+    """Indices (B, p) in [0, bound) and no index twice in a row."""
+    bad = (array < 0) | (array >= bound)
+    if bad.any():
+        index = first(bad)
+        raise InputError(
+            f"{field}: index {int(array[index])} at row {index[0]} is out of range; "
+            f"the model has {bound} {kind}, numbered from 0"
+        )
+    check_distinct(array, field)
+
+
+def check_distinct(array: IntArray, field: str) -> None:
+    """No index twice in a row."""
+    ordered = np.sort(array, axis=1)
+    twice = ordered[:, 1:] == ordered[:, :-1]
+    if twice.any():
+        row, column = first(twice)
+        raise InputError(
+            f"{field}: index {int(ordered[row, column])} stands twice in row {row}; "
+            f"name every parent once"
+        )
+
+
+def names(value: Sequence[str] | None, field: str, count: int) -> tuple[str, ...] | None:
+    """Distinct names, one an entity; None stays None (entities are then called by number)."""
+    if value is None:
+        return None
+    result = tuple(str(name) for name in value)
+    if len(result) != count:
+        raise InputError(f"{field} has {len(result)} names, but {count} are needed")
+    if len(set(result)) != count:
+        twice = next(name for i, name in enumerate(result) if name in result[:i])
+        raise InputError(f"{field}: {twice!r} stands twice; names must differ")
+    return result

@@ -1,0 +1,263 @@
+"""Local transition kernels P_j(s'_j | s_{states}, a_{actions}) as tables, single and in batches.
+
+Axis letters: B sites of a batch, p state parents, q action parents; `*S` and `*A` are the parents' sizes and
+S_j the size of the coordinate that the kernel drives.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from torchloc.errors import InputError
+from torchloc.mdp.checks import (
+    FloatArray,
+    IntArray,
+    check_distinct,
+    frozen,
+    integers,
+    normalised,
+    reals,
+)
+
+
+_UNPLACED = -1  # the coordinate of a single kernel before a model takes it
+
+
+@dataclass(frozen=True, eq=False)
+class LocalKernel:
+    """The law of one coordinate's next value given its parents.
+
+    Which coordinate it drives is told by its place in the model's list of kernels.
+
+    Attributes:
+        states: The p state parents (coordinate indices, each once).
+        actions: The q action parents (agent indices, each once).
+        table: (*S[states], *A[actions], S_j) float64, rows along the last axis sum to 1.
+
+    Raises:
+        InputError: A row is not a law, the table's axes do not match the parents, a parent stands twice.
+    """
+
+    states: tuple[int, ...]
+    actions: tuple[int, ...]
+    table: FloatArray
+
+    def __init__(self, states: Iterable[int], actions: Iterable[int], table: ArrayLike) -> None:
+        batch = KernelBatch([_UNPLACED], [tuple(states)], [tuple(actions)], reals(table, "kernel table")[None])
+        object.__setattr__(self, "states", tuple(batch.states[0].tolist()))
+        object.__setattr__(self, "actions", tuple(batch.actions[0].tolist()))
+        object.__setattr__(self, "table", batch.table[0])
+
+    @classmethod
+    def from_function(
+        cls,
+        states: Sequence[int],
+        actions: Sequence[int],
+        f: Callable[[tuple[int, ...], tuple[int, ...]], ArrayLike],
+        sizes: Sequence[int] | tuple[Sequence[int], Sequence[int]],
+    ) -> LocalKernel:
+        """Tabulates `f(s, a)`, the law of s'_j given the parents' values.
+
+        Args:
+            states: State parents.
+            actions: Action parents.
+            f: Takes the parents' values (two tuples of ints) and returns S_j probabilities.
+            sizes: The parents' sizes (*S[states], *A[actions]); or the model's own
+                `(state_sizes, action_sizes)`, from which the parents' are taken.
+
+        Raises:
+            InputError: The sizes do not fit the parents, or `f` returns no law.
+        """
+        states, actions = tuple(states), tuple(actions)
+        shape = _parent_sizes(states, actions, sizes)
+        rows = [
+            np.asarray(f(index[: len(states)], index[len(states) :]), dtype=np.float64)
+            for index in itertools.product(*map(range, shape))
+        ]
+        lengths = {row.shape for row in rows}
+        if len(lengths) != 1:
+            raise InputError(
+                f"f returned laws of different shapes {sorted(lengths)}; "
+                f"each must be a vector of S_j probabilities"
+            )
+        return cls(states, actions, np.stack(rows).reshape(*shape, -1))
+
+
+def _parent_sizes(
+    states: tuple[int, ...],
+    actions: tuple[int, ...],
+    sizes: Sequence[int] | tuple[Sequence[int], Sequence[int]],
+) -> tuple[int, ...]:
+    if len(sizes) == 2 and all(np.ndim(part) == 1 for part in sizes):
+        of_state, of_action = (np.asarray(part) for part in sizes)
+        return tuple(int(of_state[i]) for i in states) + tuple(int(of_action[k]) for k in actions)
+    flat = tuple(int(size) for size in np.asarray(sizes, dtype=np.int64).ravel())
+    if len(flat) != len(states) + len(actions):
+        raise InputError(
+            f"sizes has {len(flat)} entries, but the kernel has {len(states)} state and "
+            f"{len(actions)} action parents; give one size a parent, or (state_sizes, action_sizes)"
+        )
+    return flat
+
+
+@dataclass(frozen=True, eq=False)
+class KernelBatch:
+    """B kernels of equal shape; a table that all share is stored once.
+
+    Attributes:
+        coordinates: (B,) the coordinate that each kernel drives.
+        states: (B, p) state parents.
+        actions: (B, q) action parents.
+        table: (B or 1, *S, *A, S_j) float64; leading 1: one table shared by all B sites.
+
+    Raises:
+        InputError: As `LocalKernel`; the message gives the row of the batch.
+    """
+
+    coordinates: IntArray
+    states: IntArray
+    actions: IntArray
+    table: FloatArray
+
+    def __post_init__(self) -> None:
+        def put(field: str, value: object) -> None:
+            object.__setattr__(self, field, value)
+
+        put("coordinates", integers(self.coordinates, "kernel coordinates", 1))
+        count = len(self.coordinates)
+        for field in ("states", "actions"):
+            parents = integers(getattr(self, field), f"kernel {field}", 2)
+            if parents.size == 0 and len(parents) != count:
+                parents = frozen(np.zeros((count, 0), dtype=np.int64))
+            put(field, parents)
+            if len(parents) != count:
+                raise InputError(
+                    f"kernel {field} has {len(parents)} rows, but the batch has {count} coordinates"
+                )
+            check_distinct(parents, f"kernel {field}")
+        table = reals(self.table, "kernel table")
+        axes = self.states.shape[1] + self.actions.shape[1] + 2
+        if table.ndim != axes or len(table) not in (1, count) or 0 in table.shape:
+            raise InputError(
+                f"{self._place(0)}: the table has shape {table.shape[1:]}; with "
+                f"{self.states.shape[1]} state and {self.actions.shape[1]} action parents it must be "
+                f"(*S[states], *A[actions], S_j), none empty"
+                + (f", and its leading axis {count} or 1, not {len(table)}" if axes == table.ndim else "")
+            )
+        put("table", frozen(normalised(table, self._place)))
+
+    def _place(self, row: int) -> str:
+        site = int(self.coordinates[row])
+        return "kernel" if site == _UNPLACED else f"kernel of coordinate {site}"
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Sizes of the p state parents."""
+        return self.table.shape[1 : 1 + self.states.shape[1]]
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Sizes of the q action parents."""
+        return self.table.shape[1 + self.states.shape[1] : -1]
+
+    def state_influence(self) -> FloatArray:
+        """E^s of each state parent: sup of TV(P_j) over a change of that parent alone.
+
+        Returns:
+            (B or 1, p), exact up to the rounding of a sum of S_j terms (paper, Section 2).
+        """
+        first = 1
+        return self._influence(range(first, first + self.states.shape[1]))
+
+    def action_influence(self) -> FloatArray:
+        """E^a of each action parent: sup of TV(P_j) over a change of that action alone.
+
+        Returns:
+            (B or 1, q), exact up to the rounding of a sum of S_j terms (paper, Section 2).
+        """
+        first = 1 + self.states.shape[1]
+        return self._influence(range(first, first + self.actions.shape[1]))
+
+    def _influence(self, axes: range) -> FloatArray:
+        result = np.zeros((len(self.table), len(axes)))
+        for column, axis in enumerate(axes):
+            parts = np.moveaxis(self.table, axis, 0)
+            for x, y in itertools.combinations(range(len(parts)), 2):
+                distance = 0.5 * np.abs(parts[x] - parts[y]).sum(axis=-1)
+                worst = distance.reshape(len(distance), -1).max(axis=1)
+                np.maximum(result[:, column], worst, out=result[:, column])
+        return np.minimum(result, 1.0)
+
+
+def gather_kernels(
+    items: Iterable[LocalKernel | KernelBatch], n_coordinates: int
+) -> tuple[KernelBatch, ...]:
+    """Batches of equal shape; singles drive, in order, the coordinates that no batch drives.
+
+    Raises:
+        InputError: A coordinate without a kernel, or with two.
+    """
+    items = list(items)
+    batches = [item for item in items if isinstance(item, KernelBatch)]
+    singles = [item for item in items if isinstance(item, LocalKernel)]
+    if len(batches) + len(singles) != len(items):
+        other = next(i for i in items if not isinstance(i, (KernelBatch, LocalKernel)))
+        raise InputError(
+            f"kernels holds a {type(other).__name__}; give LocalKernel or KernelBatch objects"
+        )
+    driven = np.zeros(n_coordinates, dtype=np.int64)
+    for batch in batches:
+        wrong = (batch.coordinates < 0) | (batch.coordinates >= n_coordinates)
+        if wrong.any():
+            raise InputError(
+                f"a kernel drives coordinate {int(batch.coordinates[wrong][0])}, "
+                f"but the model has {n_coordinates} coordinates, numbered from 0"
+            )
+        driven += np.bincount(batch.coordinates, minlength=n_coordinates)
+    if (driven > 1).any():
+        raise InputError(
+            f"coordinate {int(np.argmax(driven > 1))} has {int(driven.max())} kernels; give it one"
+        )
+    free = np.flatnonzero(driven == 0)
+    if len(free) != len(singles):
+        kind = "no kernel is left for" if len(free) > len(singles) else "no coordinate is left for"
+        what = (
+            f"coordinate {int(free[len(singles)])}"
+            if len(free) > len(singles)
+            else f"kernel {len(free)}"
+        )
+        raise InputError(
+            f"the model has {n_coordinates} coordinates but {int(driven.sum()) + len(singles)} kernels: "
+            f"{kind} {what}; give exactly one kernel a coordinate"
+        )
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, single in enumerate(singles):
+        key = (len(single.states), single.table.shape)
+        groups.setdefault(key, []).append(i)
+    for rows in groups.values():
+        members = [singles[i] for i in rows]
+        batches.append(
+            KernelBatch(
+                free[rows],
+                np.array([member.states for member in members]).reshape(len(rows), -1),
+                np.array([member.actions for member in members]).reshape(len(rows), -1),
+                stacked([member.table for member in members]),
+            )
+        )
+    return tuple(batches)
+
+
+def stacked(tables: list[FloatArray]) -> FloatArray:
+    """(B, …) tables of equal shape, or (1, …) when all are the same."""
+    head = tables[0]
+    if all(table is head or np.array_equal(table, head) for table in tables):
+        return head[None]
+    return np.stack(tables)

@@ -1,0 +1,70 @@
+"""Agents of equal shape, gathered so that one tensor operation serves them all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchloc.graphs import Scopes
+from torchloc.mdp.checks import IntArray, frozen
+
+
+@dataclass(frozen=True, eq=False)
+class AgentGroup:
+    """G agents whose m scope coordinates and whose actions have the same sizes.
+
+    Attributes:
+        agents: (G,) agent indices, ascending.
+        scope: (G, m) the coordinates that each sees, in scope order.
+        sizes: m sizes of these coordinates.
+        n_actions: A.
+    """
+
+    agents: IntArray
+    scope: IntArray
+    sizes: tuple[int, ...]
+    n_actions: int
+
+    def __len__(self) -> int:
+        return len(self.agents)
+
+    @property
+    def n_rows(self) -> int:
+        """R, the number of scope states."""
+        return math.prod(self.sizes)
+
+    def observations(self) -> Tensor:
+        """(R, m) int64: all scope states, the last coordinate running fastest."""
+        if not self.sizes:
+            return torch.zeros((1, 0), dtype=torch.int64)
+        axes = [torch.arange(size) for size in self.sizes]
+        return torch.cartesian_prod(*axes).reshape(self.n_rows, len(self.sizes))
+
+    def unflatten(self, rows: Tensor) -> Tensor:
+        """(G, R, …) as (G, *S_scope, …)."""
+        return rows.reshape(rows.shape[0], *self.sizes, *rows.shape[2:])
+
+
+def agent_groups(
+    scopes: Scopes, state_sizes: IntArray, action_sizes: IntArray
+) -> tuple[AgentGroup, ...]:
+    """All agents, grouped by (sizes of the scope's coordinates, number of actions)."""
+    groups = []
+    for length in np.unique(scopes.lengths):
+        agents = np.flatnonzero(scopes.lengths == length)
+        scope = scopes.rows(agents)
+        shapes = np.concatenate([state_sizes[scope], action_sizes[agents, None]], axis=1)
+        kinds, kind = np.unique(shapes, axis=0, return_inverse=True)
+        kind = kind.reshape(-1)
+        for index, shape in enumerate(kinds.tolist()):
+            members = np.flatnonzero(kind == index)
+            groups.append(
+                AgentGroup(
+                    frozen(agents[members]), frozen(scope[members]), tuple(shape[:-1]), shape[-1]
+                )
+            )
+    return tuple(groups)

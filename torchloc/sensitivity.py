@@ -1,0 +1,298 @@
+"""Sensitivities of the environment and the policy, and the influence matrices they make.
+
+Orientation: rows are influenced, columns are the cause. TV is ½‖·‖₁. Every matrix that `influence` returns is a sound
+H or K for δ(T^π f) ≤ (·)ᵀ δ(f); down the list below each is entrywise at most the one after it:
+
+    coupled   K^π: private actions averaged, shared ones coupled, one coupling for all rows  (sharper than the paper)
+    exact     E^s + E^a Π, Π by enumeration of TV(π_k(·|s), π_k(·|s'))          (paper, Proposition 1 and Lemma 2)
+    span      E^s + E^a tanh(span / (4τ))
+    tanh      E^s + E^a tanh(L / (2τ))
+    paper     E^s + E^a min{1, L / (2τ)}                                        (paper, Lemmas 6, 8 and 10)
+    scope     E^s + E^a 1{i ∈ O_k}                                   (holds for every policy on these scopes)
+
+Values computed by subtracting probabilities (E^s, E^a, exact, coupled) are exact up to the rounding of their sums;
+`torchloc.certificate` adds that rounding outward before it certifies anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from torchloc.closed_loop import ENTRY_BUDGET, LocalClass, PolicyTables, local_classes
+from torchloc.errors import BudgetError, InputError
+from torchloc.lipschitz import logit_lipschitz, logit_span, scope_matrix
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import SoftmaxPolicy
+
+Rung = Literal["coupled", "exact", "span", "tanh", "paper", "scope"]
+RUNGS: tuple[Rung, ...] = ("coupled", "exact", "span", "tanh", "paper", "scope")
+
+
+def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
+    """E^s: entry (j, i) is the sup of TV(P_j(·|s, a), P_j(·|s', a)) over s, s' that differ in i alone.
+
+    Returns:
+        (N, N) CSR without stored zeros (paper, Section 2).
+    """
+    parts = [(b.coordinates, b.states, b.state_influence()) for b in mdp.kernels]
+    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
+
+
+def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
+    """E^a: entry (j, k) is the sup of TV(P_j(·|s, a), P_j(·|s, a')) over a, a' that differ in k alone.
+
+    Returns:
+        (N, K) CSR without stored zeros (paper, Section 2).
+    """
+    parts = [(b.coordinates, b.actions, b.action_influence()) for b in mdp.kernels]
+    return _scatter(parts, (mdp.n_coordinates, mdp.n_agents))
+
+
+def _scatter(
+    parts: list[tuple[IntArray, IntArray, np.ndarray]], shape: tuple[int, int]
+) -> sp.csr_array:
+    rows = [np.repeat(sites, causes.shape[1]) for sites, causes, _ in parts]
+    values = [np.broadcast_to(value, causes.shape).ravel() for _, causes, value in parts]
+    matrix = sp.csr_array(
+        (
+            np.concatenate(values),
+            (np.concatenate(rows), np.concatenate([causes.ravel() for _, causes, _ in parts])),
+        ),
+        shape=shape,
+    )
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_array:
+    """Π: entry (k, i) bounds TV(π_k(·|s), π_k(·|s')) over s, s' that differ in coordinate i alone.
+
+    Args:
+        policy: The policy; scope states are enumerated.
+        rung: `exact`, `span`, `tanh`, `paper` or `scope`, from sharp to blunt.
+
+    Returns:
+        (K, N) CSR without stored zeros. All but `exact` are upper bounds.
+
+    Raises:
+        InputError: Another rung (`coupled` has no Π of its own).
+    """
+    if rung == "exact":
+        tables = PolicyTables(policy)
+        return scope_matrix(
+            policy, [_exact_sensitivity(tables.laws(i)) for i in range(len(policy.groups))]
+        )
+    if rung == "scope":
+        ones = [torch.ones(len(g), len(g.sizes), dtype=torch.float64) for g in policy.groups]
+        return scope_matrix(policy, ones)
+    if rung not in ("span", "tanh", "paper"):
+        raise InputError(
+            f"rung is {rung!r}; the policy's sensitivity has the rungs {', '.join(RUNGS[1:])}"
+        )
+    matrix = logit_span(policy) if rung == "span" else logit_lipschitz(policy)
+    divisor = (4.0 if rung == "span" else 2.0) * policy.temperature.numpy()
+    scaled = matrix.data / np.repeat(divisor, np.diff(matrix.indptr))
+    matrix.data = np.minimum(scaled, 1.0) if rung == "paper" else np.tanh(scaled)
+    return matrix
+
+
+def _exact_sensitivity(laws: Tensor) -> Tensor:
+    """(G, *S, A) laws → (G, m) largest TV along each axis."""
+    m = laws.ndim - 2
+    result = torch.zeros(len(laws), m, dtype=laws.dtype)
+    for i in range(m):
+        for x, y in itertools.combinations(laws.unbind(dim=i + 1), 2):
+            distance = 0.5 * (x - y).abs().sum(dim=-1)
+            result[:, i] = torch.maximum(result[:, i], distance.reshape(len(laws), -1).amax(dim=1))
+    return result.clamp(max=1.0)
+
+
+def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") -> sp.csr_array:
+    """A matrix H with δ(T^π f) ≤ Hᵀ δ(f) for every f: the rungs of the module docstring.
+
+    Args:
+        mdp: The model.
+        policy: A policy on the model's scopes.
+        rung: `coupled`, `exact`, `span`, `tanh`, `paper` or `scope`, from sharp to blunt.
+
+    Returns:
+        (N, N) CSR; entry (j, i) bounds the influence of coordinate i on the next value of coordinate j.
+
+    Raises:
+        InputError: Unknown rung.
+        BudgetError: `coupled` would enumerate more than the budget.
+    """
+    if rung not in RUNGS:
+        raise InputError(f"rung is {rung!r}; choose one of {', '.join(RUNGS)}")
+    if rung == "coupled":
+        return coupled_influence(mdp, policy)
+    product = action_sensitivity(mdp) @ policy_sensitivity(policy, rung)
+    return sp.csr_array(state_sensitivity(mdp) + product)
+
+
+def action_sup(mdp: FactoredMDP) -> sp.csr_array:
+    """Prior work's matrix: the sup of TV(P_j) when state *and* action of agent i = coordinate i change together.
+
+    Returns:
+        (N, N) CSR, entries ≤ 1; policy-independent (Qu et al. 2020; theory: outside the ladder's order).
+
+    Raises:
+        InputError: N ≠ K, where agents and coordinates do not correspond.
+    """
+    if mdp.n_coordinates != mdp.n_agents:
+        raise InputError(
+            f"action_sup needs one agent a coordinate, but the model has {mdp.n_coordinates} "
+            f"coordinates and {mdp.n_agents} agents"
+        )
+    rows, columns, values = [], [], []
+    for batch in mdp.kernels:
+        causes = np.concatenate([batch.states, batch.actions], axis=1)
+        firsts = (causes[:, :, None] == causes[:, None, :]).argmax(axis=2)
+        patterns, inverse = np.unique(firsts, axis=0, return_inverse=True)
+        for index, pattern in enumerate(patterns.tolist()):
+            members = np.flatnonzero(inverse.reshape(-1) == index)
+            table = batch.table if len(batch.table) == 1 else batch.table[members]
+            for column in sorted(set(pattern)):
+                axes = [1 + c for c, at in enumerate(pattern) if at == column]
+                merged = np.moveaxis(table, axes, range(1, 1 + len(axes)))
+                flat = merged.reshape(len(table), math.prod(merged.shape[1 : 1 + len(axes)]), -1)
+                flat = flat.reshape(*flat.shape[:2], -1, table.shape[-1])
+                worst = np.zeros(len(table))
+                for x, y in itertools.combinations(range(flat.shape[1]), 2):
+                    distance = 0.5 * np.abs(flat[:, x] - flat[:, y]).sum(axis=-1)
+                    worst = np.maximum(worst, distance.max(axis=1))
+                rows.append(batch.coordinates[members])
+                columns.append(causes[members, column])
+                values.append(np.broadcast_to(np.minimum(worst, 1.0), len(members)))
+    matrix = sp.csr_array(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
+        shape=(mdp.n_coordinates,) * 2,
+    )
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def coupled_influence(
+    mdp: FactoredMDP, policy: SoftmaxPolicy, tables: PolicyTables | None = None
+) -> sp.csr_array:
+    """K^π, the coupled matrix: sound for δ(T^π f) ≤ (K^π)ᵀ δ(f), and entrywise at most E^s + E^a Π.
+
+    An action is *private* if E^a says that it moves at most one coordinate, else *shared*. Private actions are
+    averaged out; for s, s' that differ in coordinate i each shared action is coupled by
+    J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q), independently across agents, the same for every row j.
+    Entry (j, i) is the sup over such pairs of E_{(A, A')~J} TV(P̃_j(·|s, A), P̃_j(·|s', A')).
+
+    Returns:
+        (N, N) CSR without stored zeros.
+
+    Raises:
+        BudgetError: Some coordinate's closed loop is too large to enumerate; the message gives the size.
+    """
+    tables = tables or PolicyTables(policy)
+    moved = action_sensitivity(mdp)
+    shared = np.bincount(moved.indices, minlength=mdp.n_agents) > 1
+    parts = []
+    for batch in mdp.kernels:
+        for local in local_classes(batch, policy, shared[batch.actions].astype(np.int64)):
+            causes, values = _coupled_class(local, tables)
+            parts.append((batch.coordinates[local.rows], causes, values.numpy()))
+    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
+
+
+def _coupled_class(local: LocalClass, tables: PolicyTables) -> tuple[IntArray, Tensor]:
+    """(B, u) causes and (B or 1, u) entries of K^π for one class of sites."""
+    keep = [k for k, flag in enumerate(local.flags) if flag]
+    law = local.averaged(tables, keep)
+    n_joint = math.prod(local.n_actions[k] for k in keep)
+    if math.prod(local.sizes) * n_joint**2 > ENTRY_BUDGET:
+        raise BudgetError(
+            f"the coupled rung pairs {n_joint} joint shared actions over "
+            f"{math.prod(local.sizes)} states at agents {local.agents[0, keep].tolist()}: "
+            f"{8 * math.prod(local.sizes) * n_joint**2} bytes a site, over the budget of "
+            f"{8 * ENTRY_BUDGET}; shrink the scopes, or use the exact rung"
+        )
+    u = len(local.sizes)
+    laws = {}
+    for k in keep:
+        read = tables.of_agents(local.agents[:, k])
+        axes = [0, *(1 + i for i in local.scopes[k]), 1 + u]
+        order = sorted(range(len(axes)), key=axes.__getitem__)
+        shape = [len(read)]
+        shape += [local.sizes[i] if i in local.scopes[k] else 1 for i in range(u)]
+        laws[k] = read.permute(order).reshape(*shape, -1)
+    columns = [_coupled_entry(local, law, laws, keep, i) for i in range(u)]
+    count = max(len(column) for column in columns) if columns else 1
+    stacked = torch.zeros(count, u, dtype=torch.float64)
+    for i, column in enumerate(columns):
+        stacked[:, i] = column
+    return local.union, stacked.clamp(max=1.0)
+
+
+def _coupled_entry(
+    local: LocalClass, law: Tensor, laws: dict[int, Tensor], keep: list[int], i: int
+) -> Tensor:
+    """(B or 1,) entries for cause i: sup over pairs of values of coordinate i and over the other coordinates.
+
+    `law` is (B or 1, *S or 1, *A_keep, S_j), `laws[k]` (B, *S or 1, A_k). Shared actions whose agent does not see
+    coordinate i are equal on both sides; the others are coupled.
+    """
+    u = len(local.sizes)
+    held = [k for k in keep if i not in local.scopes[k]]
+    moved = [k for k in keep if i in local.scopes[k]]
+    place = {k: 1 + u + position for position, k in enumerate(keep)}
+    order = [*range(1 + u), *(place[k] for k in held), *(place[k] for k in moved), law.ndim - 1]
+    law = law.permute(order)
+    n_moved = math.prod(local.n_actions[k] for k in moved)
+    law = law.reshape(*law.shape[: 1 + u + len(held)], n_moved, law.shape[-1])
+    best: Tensor | None = None
+    for x, y in itertools.combinations(range(local.sizes[i]), 2):
+        first, second = (_at(law, 1 + i, value) for value in (x, y))
+        distance = 0.5 * (first.unsqueeze(-2) - second.unsqueeze(-3)).abs().sum(dim=-1)
+        for k in reversed(moved):
+            p, q = (_at(laws[k], 1 + i, value) for value in (x, y))
+            coupling = couple(p, q)
+            size = local.n_actions[k]
+            rows, columns = distance.shape[-2] // size, distance.shape[-1] // size
+            split = distance.reshape(*distance.shape[:-2], rows, size, columns, size)
+            for _ in held:
+                coupling = coupling.unsqueeze(-3)
+            weight = coupling[..., None, :, None, :]
+            distance = (split * weight).sum(dim=(-3, -1))
+        distance = distance[..., 0, 0]
+        for k in reversed(held):
+            weight = _at(laws[k], 1 + i, 0)
+            for _ in held[: held.index(k)]:
+                weight = weight.unsqueeze(-2)
+            distance = (distance * weight).sum(dim=-1)
+        worst = distance.reshape(len(distance), -1).amax(dim=1)
+        best = worst if best is None else torch.maximum(best, worst)
+    return torch.zeros(1, dtype=torch.float64) if best is None else best
+
+
+def _at(tensor: Tensor, axis: int, value: int) -> Tensor:
+    """The slice at a value of an axis, kept as size 1; where the axis is not read, the tensor itself."""
+    return tensor if tensor.shape[axis] == 1 else tensor.narrow(axis, value, 1)
+
+
+def couple(p: Tensor, q: Tensor) -> Tensor:
+    """The maximal coupling J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q).
+
+    Args:
+        p, q: (…, A) laws.
+
+    Returns:
+        (…, A, A) joint laws with marginals p and q and P(A ≠ A') = TV(p, q).
+    """
+    common = torch.minimum(p, q)
+    rest_p, rest_q = p - common, q - common
+    gap = rest_q.sum(dim=-1, keepdim=True)
+    outer = rest_p.unsqueeze(-1) * torch.where(gap > 0, rest_q / gap, 0.0).unsqueeze(-2)
+    return torch.diag_embed(common) + outer
