@@ -1,11 +1,13 @@
 """The slow oracle: every quantity of the theory, from its definition, by enumeration.
 
-Shares no code with the package and imports only numpy and scipy. Symbols: N coordinates, K agents, S and A
-the joint state and action spaces. Joint states and actions are listed in C order (the last coordinate runs
-fastest), so a function on states is a flat (|S|,) array and `f.reshape(model.state_sizes)` is its tensor.
-Tables of an agent live on its scope, in the scope's own order: (*S[scope_k], A_k); `at_states` spreads them
-over the joint states. Rows of a sensitivity matrix are influenced, columns are the cause. TV is half the l1
-distance. `entropy` is the weight tau_k of Ent pi_k in the reward (0: reward objective), a number or (K,).
+Shares no code with the package and imports only numpy and scipy. Symbols: N coordinates, K agents,
+S and A the joint state and action spaces. Joint states and actions are listed in C order (the last
+coordinate runs fastest): a function on states is a flat (|S|,) array,
+`f.reshape(model.state_sizes)` its tensor. Tables of an agent live on its scope, in the scope's own
+order: (*S[scope_k], A_k); `at_states` spreads them over the joint states. Rows of a sensitivity
+matrix are influenced, columns are the cause. TV is half the l1 distance. `entropy` is the weight
+tau_k of Ent pi_k in the reward, a number or (K,): 0 for the reward objective, the temperatures for
+J_tau.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Policy:
-    """pi_k = softmax(z_k / tau_k) on scope O_k; z_k is `logits[k]`: (*S[scope_k], A_k), -inf allowed."""
+    """pi_k = softmax(z_k / tau_k) on O_k; z_k = `logits[k]`: (*S[scope_k], A_k), -inf allowed."""
 
     scopes: list[tuple[int, ...]]
     logits: list[Array]
@@ -79,10 +81,11 @@ class Policy:
 
     def replace(self, k: int, logits: Array) -> Policy:
         """The same policy with agent k's logits changed."""
-        return Policy(self.scopes, [*self.logits[:k], logits, *self.logits[k + 1 :]], self.temperature)
+        tables = [*self.logits[:k], logits, *self.logits[k + 1 :]]
+        return Policy(self.scopes, tables, self.temperature)
 
 
-# Tables spread over the joint space ------------------------------------------------------------------------
+# Tables spread over the joint space ---------------------------------------------------------------
 
 
 def at_states(model: Model, scope: Sequence[int], table: Array) -> Array:
@@ -92,7 +95,7 @@ def at_states(model: Model, scope: Sequence[int], table: Array) -> Array:
 
 
 def at_pairs(model: Model, term: Term) -> Array:
-    """A table (*S[states], *A[actions], ...) read at every joint (state, action): (|S|, |A|, ...)."""
+    """A table (*S[states], *A[actions], ...) read at every joint (s, a): (|S|, |A|, ...)."""
     states, actions, table = term
     index = tuple(model.states[:, None, i] for i in states)
     index += tuple(model.actions[None, :, k] for k in actions)
@@ -107,7 +110,7 @@ def transition(model: Model) -> Array:
 
 
 def asynchronous_transition(model: Model, sites: Array) -> Array:
-    """B.6: site j ~ `sites` is redrawn, the rest stay: sum_j nu_j 1{s'_-j = s_-j} P_j(s'_j | s, a)."""
+    """B.6, one site j ~ nu moves: sum_j nu_j 1{s'_-j = s_-j} P_j(s'_j | s, a): (|S|, |A|, |S|)."""
     result = np.zeros((len(model.states), len(model.actions), len(model.states)))
     for j, kernel in enumerate(model.kernels):
         others = np.delete(model.states, j, axis=1)
@@ -152,7 +155,7 @@ def policy_reward(model: Model, policy: Policy, entropy: float | Array = 0.0) ->
     return (product_policy(model, policy) * reward(model)).sum(-1) + np.sum(bonus, axis=0)
 
 
-# Distances and oscillations --------------------------------------------------------------------------------
+# Distances and oscillations -----------------------------------------------------------------------
 
 
 def total_variation(p: Array, q: Array) -> Array:
@@ -190,19 +193,20 @@ def oscillation(model: Model, f: Array) -> Array:
 
 
 def local_reward_bound(model: Model, policy: Policy, entropy: float | Array = 0.0) -> Array:
-    """b = sum_m delta(r_m^pi) + sum_k tau_k delta(Ent pi_k), at least delta of the policy's reward: (N,)."""
+    """sum_m delta(r_m^pi) + sum_k tau_k delta(Ent pi_k), a bound on delta of their sum: (N,)."""
     joint = product_policy(model, policy)
     terms = [oscillation(model, (joint * at_pairs(model, m)).sum(-1)) for m in model.rewards]
     weights = np.broadcast_to(entropy, model.n_agents)
-    terms += [w * oscillation(model, agent_entropy(model, policy, k)) for k, w in enumerate(weights)]
+    for k, weight in enumerate(weights):
+        terms.append(weight * oscillation(model, agent_entropy(model, policy, k)))
     return np.sum([np.zeros(model.n_coordinates), *terms], axis=0)
 
 
-# Sensitivities ---------------------------------------------------------------------------------------------
+# Sensitivities ------------------------------------------------------------------------------------
 
 
 def state_sensitivity(model: Model) -> Array:
-    """E^s[j, i] = sup over s, t that differ only in i, and a, of TV(P_j(.|s,a), P_j(.|t,a)): (N, N)."""
+    """E^s[j, i] = sup TV(P_j(.|s,a), P_j(.|t,a)) over a; s, t differ only in i: (N, N)."""
     result = np.zeros((model.n_coordinates, model.n_coordinates))
     for j, i in np.ndindex(result.shape):
         s, t = pairs(model, i)
@@ -212,7 +216,7 @@ def state_sensitivity(model: Model) -> Array:
 
 
 def action_sensitivity(model: Model) -> Array:
-    """E^a[j, k] = sup over s and a, a' that differ only in a_k of TV(P_j(.|s,a), P_j(.|s,a')): (N, K)."""
+    """E^a[j, k] = sup TV(P_j(.|s,a), P_j(.|s,b)) over s; a, b differ only in a_k: (N, K)."""
     result = np.zeros((model.n_coordinates, model.n_agents))
     differs = model.actions[:, None] != model.actions[None]
     for j, k in np.ndindex(result.shape):
@@ -255,8 +259,8 @@ def logit_spans(model: Model, policy: Policy) -> Array:
 def logit_lipschitz(model: Model, policy: Policy) -> Array:
     """L[k, i] = sup over s, t that differ only in i of max_a |z_k(s, a) - z_k(t, a)|: (K, N).
 
-    Logits are centred to zero mean over the actions that are not -inf; an action that is -inf at both s and
-    t is left out; -inf at one of them makes L infinite.
+    Logits are centred to zero mean over the actions that are not -inf; an action that is -inf at
+    both s and t is left out; -inf at one of them makes L infinite.
     """
     result = np.zeros((model.n_agents, model.n_coordinates))
     for k, i in np.ndindex(result.shape):
@@ -270,8 +274,9 @@ def logit_lipschitz(model: Model, policy: Policy) -> Array:
 def policy_sensitivity(model: Model, policy: Policy, rung: str = "exact") -> Array:
     """Pi[k, i] on a rung: (K, N). Entries are at most 1, and 0 where agent k does not see i.
 
-    exact: sup over s, t that differ only in i of TV(pi_k(.|s), pi_k(.|t)); span: tanh(span / (4 tau_k));
-    tanh: tanh(L / (2 tau_k)); paper: min(1, L / (2 tau_k)); scope: 1 where i is in O_k.
+    exact: sup of TV(pi_k(.|s), pi_k(.|t)) over s, t that differ only in i.
+    span: tanh(span / (4 tau_k)). tanh: tanh(L / (2 tau_k)). paper: min(1, L / (2 tau_k)).
+    scope: 1 where i is in O_k.
     """
     tau = np.asarray(policy.temperature)[:, None]
     if rung == "span":
@@ -313,7 +318,7 @@ def asynchronous_influence(matrix: Array, sites: Array) -> Array:
     return np.diag(1.0 - sites) + sites[:, None] * matrix
 
 
-# The coupled certificate -----------------------------------------------------------------------------------
+# The coupled certificate --------------------------------------------------------------------------
 
 
 def shared_agents(model: Model) -> list[int]:
@@ -331,16 +336,17 @@ def maximal_coupling(p: Array, q: Array) -> Array:
 
 
 def averaged_kernels(model: Model, policy: Policy) -> list[Array]:
-    """Private actions averaged out: P~_j(. | s, a_shared), one (|S|, |A_shared|, S_j) per coordinate."""
+    """P~_j(. | s, a_shared), private actions averaged out: N arrays (|S|, |A_shared|, S_j)."""
     shared = shared_agents(model)
     private = product_policy(model, policy, [k for k in range(model.n_agents) if k not in shared])
     options = grid([model.action_sizes[k] for k in shared])
     belongs = (model.actions[:, None, shared] == options[None]).all(-1).astype(float)
-    return [np.einsum("sa,sax,ab->sbx", private, at_pairs(model, x), belongs) for x in model.kernels]
+    tables = [at_pairs(model, kernel) for kernel in model.kernels]
+    return [np.einsum("sa,sax,ab->sbx", private, table, belongs) for table in tables]
 
 
 def shared_coupling(model: Model, policy: Policy, s: Array, t: Array) -> Array:
-    """Law of the two shared joint actions (A, A') from states s and t: (pairs, |A_shared|, |A_shared|).
+    """Law of the shared joint actions (A, A') from states s and t: (pairs, |A_shared|, |A_shared|).
 
     Each shared action is coupled by `maximal_coupling`, independently across agents.
     """
@@ -355,9 +361,10 @@ def shared_coupling(model: Model, policy: Policy, s: Array, t: Array) -> Array:
 
 
 def coupled_influence(model: Model, policy: Policy, steps: int = 1) -> Array:
-    """K^pi[j, i] = sup over s, t that differ only in i of E TV(P~_j(.|s, A), P~_j(.|t, A')): (N, N).
+    """K^pi[j, i] = sup E TV(P~_j(.|s, A), P~_j(.|t, A')) over s, t that differ only in i: (N, N).
 
-    For several steps the matrix K^(m), from `coupled_distance`.
+    For `steps` = m the matrix K^(m): the sup of D_m(s, t)_j over the same pairs
+    (`coupled_distance`).
     """
     kernels = averaged_kernels(model, policy)
     result = np.zeros((model.n_coordinates, model.n_coordinates))
@@ -375,10 +382,10 @@ def coupled_influence(model: Model, policy: Policy, steps: int = 1) -> Array:
 
 
 def coupled_distance(model: Model, policy: Policy, steps: int) -> Array:
-    """D_m(s, t)_j: D_0 = 1{s_j != t_j}, D_{q+1}(s, t) = E D_q(S', T') under one coupled step: (|S|, |S|, N).
+    """D_m(s, t)_j, with D_0 = 1{s_j != t_j} and D_{q+1}(s, t) = E D_q(S', T'): (|S|, |S|, N).
 
-    One step from (s, t): the shared actions by `shared_coupling`; given them, the coordinates independently,
-    each by `maximal_coupling` of P~_j(. | s, A) and P~_j(. | t, A').
+    One coupled step from (s, t): the shared actions by `shared_coupling`; given them, the
+    coordinates independently, each by `maximal_coupling` of P~_j(. | s, A) and P~_j(. | t, A').
     """
     distance = (model.states[:, None] != model.states[None]).astype(float)
     if steps == 0:
@@ -399,11 +406,11 @@ def coupled_distance(model: Model, policy: Policy, steps: int) -> Array:
     return distance
 
 
-# Spectra and series ----------------------------------------------------------------------------------------
+# Spectra and series -------------------------------------------------------------------------------
 
 
 def spectral_radius(matrix: Array) -> float:
-    """Largest |eigenvalue|: dense eigenvalues of every strongly connected component (0 if nilpotent)."""
+    """Largest |eigenvalue|, dense, one strongly connected component at a time (0 if nilpotent)."""
     count, label = connected_components(matrix != 0, connection="strong")
     blocks = [matrix[np.ix_(label == c, label == c)] for c in range(count)]
     return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in blocks), default=0.0)
@@ -446,20 +453,23 @@ def several_step_tail(powers: Sequence[Array], b: Array, kappa: int) -> Array:
 
 
 def epsilon(action_influence: Array, tails: Array) -> Array:
-    """eps_k = sum_j E^a[j, k] tail_j with 0 * inf = 0: (K,). Scale E^a by gamma or by nu_j where theory does."""
+    """eps_k = sum_j E^a[j, k] tail_j with 0 * inf = 0: (K,).
+
+    Discounted: pass gamma E^a. Asynchronous: pass diag(nu) E^a.
+    """
     product = np.zeros_like(action_influence)
     np.multiply(action_influence, tails[:, None], out=product, where=action_influence > 0)
     return product.sum(0)
 
 
-# Evaluation ------------------------------------------------------------------------------------------------
+# Evaluation ---------------------------------------------------------------------------------------
 
 
 def closed_classes(matrix: Array) -> list[Array]:
     """The closed communicating classes of a stochastic matrix, as index arrays."""
     count, label = connected_components(matrix > 0, connection="strong")
-    members = [np.nonzero(label == c)[0] for c in range(count)]
-    return [m for m in members if not (matrix[m][:, np.setdiff1d(np.arange(len(matrix)), m)] > 0).any()]
+    inside = [label == c for c in range(count)]
+    return [np.nonzero(c)[0] for c in inside if not (matrix[np.ix_(c, ~c)] > 0).any()]
 
 
 def class_law(matrix: Array, members: Array) -> Array:
@@ -472,10 +482,10 @@ def class_law(matrix: Array, members: Array) -> Array:
 
 
 def stationary(matrix: Array) -> Array:
-    """d^pi, of a chain with one closed class; 0 exactly at transient states. ValueError otherwise."""
+    """d^pi: d P = d, sum d = 1; 0 at transient states. ValueError unless one closed class."""
     classes = closed_classes(matrix)
     if len(classes) != 1:
-        raise ValueError(f"the chain has {len(classes)} closed classes, so no unique stationary law")
+        raise ValueError(f"{len(classes)} closed classes, so no unique stationary law")
     return class_law(matrix, classes[0])
 
 
@@ -487,10 +497,10 @@ def poisson(matrix: Array, r: Array) -> Array:
 
 
 def truncated_value(matrix: Array, r: Array, kappa: int, discount: float = 1.0) -> Array:
-    """sum_{t <= kappa} (gamma P)^t r: (|S|,). Pass r - d.r for h^_kappa of the average-reward problem."""
-    return sum(
-        (discount**t * np.linalg.matrix_power(matrix, t) @ r for t in range(kappa + 1)), np.zeros(len(r))
-    )
+    """sum_{t <= kappa} (gamma P)^t r: (|S|,). Average reward: pass r - d.r to get h^_kappa."""
+    step = discount * matrix
+    terms = [np.linalg.matrix_power(step, t) @ r for t in range(kappa + 1)]
+    return np.sum([np.zeros(len(r)), *terms], axis=0)
 
 
 def discounted_value(matrix: Array, r: Array, discount: float) -> Array:
@@ -505,7 +515,7 @@ def discounted_occupancy(matrix: Array, initial: Array, discount: float) -> Arra
 
 @dataclass(frozen=True)
 class Chain:
-    """The chain of a policy: its kernel and matrix, (augmented) reward, stationary law, average, Poisson h."""
+    """A policy's chain: kernel, matrix, (augmented) reward, stationary law, average, Poisson h."""
 
     kernel: Array
     matrix: Array
@@ -522,7 +532,7 @@ class Chain:
 def chain(
     model: Model, policy: Policy, entropy: float | Array = 0.0, kernel: Array | None = None
 ) -> Chain:
-    """Solve the average-reward problem of r^pi + sum_k tau_k Ent pi_k; `kernel` defaults to synchronous."""
+    """Solve for r^pi + sum_k tau_k Ent pi_k; `kernel` defaults to the synchronous one."""
     kernel = transition(model) if kernel is None else kernel
     matrix = policy_transition(kernel, product_policy(model, policy))
     r = policy_reward(model, policy, entropy)
@@ -541,7 +551,7 @@ def advantage(
 ) -> Array:
     """A(s, a) = r(s, a) - average + gamma sum_y P(y | s, a) value(y) - value(s): (|S|, |A|).
 
-    The reward is r alone also for the entropy objective: entropies of the first step do not depend on a.
+    r alone also for the entropy objective: the entropies of the first step do not depend on a.
     """
     return reward(model) - average + discount * kernel @ value - value[:, None]
 
@@ -553,7 +563,7 @@ def block_values(model: Model, policy: Policy, advantages: Array, k: int) -> Arr
     return np.einsum("sa,sa,ax->sx", others, advantages, chooses)
 
 
-# Improvement -----------------------------------------------------------------------------------------------
+# Improvement --------------------------------------------------------------------------------------
 
 
 def uniform_law(model: Model) -> Array:
@@ -588,9 +598,10 @@ def scope_error(model: Model, scope: Sequence[int], g: Array, average: Array) ->
 
 
 def prox_logits(z: Array, g: Array, tau: float, prox: float, objective: str = "reward") -> Array:
-    """Logits at temperature tau of the maximiser of <mu, g> [+ tau Ent mu] - prox KL(mu || softmax(z / tau)).
+    """Logits at temperature tau of the maximiser of <mu, g> - prox KL(mu || softmax(z / tau)).
 
-    reward: z + (tau / prox) g. entropy: (prox z + tau g) / (prox + tau); prox = 0 gives g.
+    reward: z + (tau / prox) g. entropy (tau Ent mu is added): (prox z + tau g) / (prox + tau),
+    and g for prox = 0.
     """
     if objective == "reward":
         return z + tau / prox * g
@@ -598,7 +609,7 @@ def prox_logits(z: Array, g: Array, tau: float, prox: float, objective: str = "r
 
 
 def objective_value(model: Model, policy: Policy, entropy: float | Array = 0.0) -> float:
-    """Average of r^pi + sum_k tau_k Ent pi_k under the stationary law: r- for weight 0, J_tau otherwise."""
+    """Stationary average of r^pi + sum_k tau_k Ent pi_k: r- for weight 0, J_tau otherwise."""
     return chain(model, policy, entropy).average
 
 
@@ -620,9 +631,10 @@ def direct_ledger(
 ) -> float:
     """A lower bound on the gain of any change of agent k from pi_k to mu_k, the others fixed.
 
-    E_{d^mu}[<mu_k - pi_k, g^_k> + tau'(Ent mu_k - Ent pi_k)] - eps_k E_{d^mu} TV(mu_k, pi_k), divided by
-    (1 - gamma) when discounted. `law` is d^mu (the discounted occupancy of mu); `log_new`, `log_old`, `g`
-    are (|S|, A_k); eps_k bounds span_a(g^_k - g_k), so with the exact g_k and eps_k = 0 it is the gain.
+    E_{d^mu}[<mu_k - pi_k, g^_k> + tau'(Ent mu_k - Ent pi_k)] - eps_k E_{d^mu} TV(mu_k, pi_k),
+    divided by 1 - gamma when discounted. `law` is d^mu (discounted: the occupancy of mu);
+    `log_new`, `log_old`, `g` are (|S|, A_k); eps_k bounds span_a(g^_k - g_k). With the exact g_k
+    and eps_k = 0 it is the gain.
     """
     new, old = np.exp(log_new), np.exp(log_old)
     inner = ((new - old) * g).sum(-1)
@@ -645,13 +657,16 @@ def named_ledger(
     stale: Array | float = 0.0,
     discount: float = 1.0,
 ) -> dict[str, float]:
-    """A lower bound (`guarantee`) on the gain of one prox block, by named terms, all averages under d^mu.
+    """A lower bound (`guarantee`) on the gain of one prox block, by terms averaged over d^mu.
 
-    prox_gain: prox KL(mu || pi) + (prox + tau') KL(pi || mu), tau' = tau for `entropy` and 0 for `reward`.
-    Subtracted, each TV(mu, pi) times: truncation_error eps_k; scope_error omega_k(s_O) (|S|,); fit_error
-    span_a(e) (prox + tau') / tau, e (|S|, A_k) = realised minus target logits at temperature tau; staleness
-    span_a(g-_used - g-_now) from `stale` (|S|, A_k). The factor of e: logits of the prox step are
-    (prox + tau')^-1 (prox z + tau g-) (z + tau g- / prox), so e acts as (prox + tau') e / tau added to g-.
+    With tau' = tau for `entropy` and 0 for `reward`, `prox_gain` averages
+    prox KL(mu || pi) + (prox + tau') KL(pi || mu). Subtracted are the averages of TV(mu, pi) times
+    `truncation_error`: eps_k, which bounds span_a(g^_k - g_k);
+    `scope_error`: omega_k(s_O), spread over the joint states (|S|,);
+    `fit_error`: span_a(e) (prox + tau') / tau, `fit` = e = realised minus target logits (|S|, A_k);
+    `staleness`: span_a of `stale` = g-_used - g-_now (|S|, A_k).
+    The factor of e: the target is tau / (prox + tau') times (g-_used + prox log pi), so an error e
+    in it is an error e (prox + tau') / tau in g-_used.
     """
     bonus = {"reward": 0.0, "entropy": temperature}[objective]
     distance = total_variation(np.exp(log_new), np.exp(log_old))
@@ -678,10 +693,10 @@ def true_dependence(
     objective: str = "reward",
     trials: int = 3,
 ) -> Array:
-    """[k, l] true where g^_k (centred over a_k, truncated at kappa) changes when pi_l does, l != k: (K, K).
+    """[k, l] true where g^_k (truncated, centred over a_k) changes with pi_l, l != k: (K, K).
 
-    Found by redrawing pi_l at random: a change that is 0 for every policy is never seen, one that is not is
-    seen almost surely. Changes under 1e-11 of the size of g^_k count as rounding.
+    pi_l is redrawn at random: a dependence that no policy shows is never seen, any other almost
+    surely. Changes under 1e-11 of the size of g^_k count as rounding.
     """
     kernel = transition(model)
 
@@ -706,11 +721,11 @@ def true_dependence(
     return result
 
 
-# Optimal control -------------------------------------------------------------------------------------------
+# Optimal control ----------------------------------------------------------------------------------
 
 
 def optimal_average(model: Model) -> float:
-    """Largest average reward over all joint policies (from the best start, if that matters), by the LP.
+    """Largest average reward over all joint policies (from the best start), by linear programming.
 
     max sum x(s, a) r(s, a) over x >= 0, sum x = 1, sum_a x(y, a) = sum_{s, a} x(s, a) P(y | s, a).
     """
@@ -726,7 +741,7 @@ def optimal_average(model: Model) -> float:
 
 
 def deterministic_policies(model: Model, scopes: Sequence[tuple[int, ...]]) -> list[list[Array]]:
-    """All tuples of action tables (*S[scope_k]), one an agent; the list has prod_k A_k^|S_{O_k}| entries."""
+    """All prod_k A_k^|S_{O_k}| choices of action tables (*S[scope_k]), one an agent."""
     menus = []
     for k, scope in enumerate(scopes):
         sizes = [model.state_sizes[i] for i in scope]
@@ -735,8 +750,10 @@ def deterministic_policies(model: Model, scopes: Sequence[tuple[int, ...]]) -> l
     return [list(choice) for choice in itertools.product(*menus)]
 
 
-def greedy_policy(model: Model, scopes: Sequence[tuple[int, ...]], tables: Sequence[Array]) -> Policy:
-    """The deterministic policy of action tables (*S[scope_k]), as logits 0 and -inf at temperature 1."""
+def greedy_policy(
+    model: Model, scopes: Sequence[tuple[int, ...]], tables: Sequence[Array]
+) -> Policy:
+    """The deterministic policy of action tables (*S[scope_k]): logits 0 and -inf, temperature 1."""
     chosen = [np.eye(size)[table] for size, table in zip(model.action_sizes, tables, strict=True)]
     logits = [np.where(x > 0, 0.0, -np.inf) for x in chosen]
     return Policy(list(scopes), logits, np.ones(model.n_agents))
@@ -745,9 +762,9 @@ def greedy_policy(model: Model, scopes: Sequence[tuple[int, ...]], tables: Seque
 def best_deterministic(
     model: Model, scopes: Sequence[tuple[int, ...]], budget: int = 20_000
 ) -> tuple[float, list[Array]]:
-    """Largest average reward over deterministic policies on these scopes (from the best start), and its tables."""
-    count = np.prod([float(a) ** np.prod([model.state_sizes[i] for i in o])
-                     for a, o in zip(model.action_sizes, scopes, strict=True)])
+    """Largest average reward (best start) over deterministic policies on the scopes; its tables."""
+    menus = [np.prod([model.state_sizes[i] for i in scope]) for scope in scopes]
+    count = np.prod([float(a) ** m for a, m in zip(model.action_sizes, menus, strict=True)])
     if count > budget:
         raise ValueError(f"{count:.3g} deterministic policies are over the budget of {budget}")
     kernel, table, rows = transition(model), reward(model), np.arange(len(model.states))
@@ -762,7 +779,7 @@ def best_deterministic(
     return best, argument
 
 
-# Random models ---------------------------------------------------------------------------------------------
+# Random models ------------------------------------------------------------------------------------
 
 
 def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
@@ -770,8 +787,15 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float
 
 
 def _subset(rng: np.random.Generator, n: int, largest: int) -> tuple[int, ...]:
-    count = rng.integers(0, min(n, largest) + 1)
+    # The larger of two draws: the empty set stays possible, but most models are coupled.
+    count = rng.integers(0, min(n, largest) + 1, size=2).max()
     return tuple(int(i) for i in rng.permutation(n)[:count])
+
+
+def _sizes(rng: np.random.Generator, n: int, bounds: tuple[int, int]) -> list[int]:
+    # Size 1 teaches little, so it is drawn only one time in eight.
+    low = np.where(rng.random(n) < 1 / 8, bounds[0], np.clip(2, *bounds))
+    return [int(x) for x in rng.integers(low, bounds[1] + 1)]
 
 
 def random_model(
@@ -791,23 +815,22 @@ def random_model(
 ) -> Model:
     """A random model with |S| |A| <= max_joint; ranges are inclusive.
 
-    Parents are random and in random order; an agent is read by no kernel, some or all (shared actions);
-    a kernel's rows are Dirichlet with its own log-uniform concentration (1e-3: near-deterministic).
-    structure: `general`; `periodic` (coordinate 0 cycles for ever, so the chain has period S_0 >= 2);
-    `nilpotent` (kernel j reads coordinates below j only, so E^s is strictly triangular).
-    unichain: every random row is mixed with uniform by `mixing`, so every policy has one closed class.
-    square: N = K.
+    Parents are random and in random order; an agent is read by no kernel, some, or all of them
+    (shared actions); a kernel's rows are Dirichlet with its own log-uniform concentration (1e-3:
+    nearly deterministic). structure: `general`; `periodic` (coordinate 0 cycles for ever, so the
+    chain has period S_0 >= 2); `nilpotent` (kernel j reads only coordinates below j: E^s strictly
+    triangular). unichain: every random row is mixed with uniform by `mixing`: one closed class for
+    every policy. square: N = K.
     """
     while True:
         n = int(rng.integers(n_coordinates[0], n_coordinates[1] + 1))
         agents = n if square else int(rng.integers(n_agents[0], n_agents[1] + 1))
-        state_sizes = [int(x) for x in rng.integers(sizes[0], sizes[1] + 1, n)]
-        action_sizes = [int(x) for x in rng.integers(sizes[0], sizes[1] + 1, agents)]
+        state_sizes, action_sizes = _sizes(rng, n, sizes), _sizes(rng, agents, sizes)
         if structure == "periodic":
             state_sizes[0] = max(2, state_sizes[0])
         if np.prod(state_sizes) * np.prod(action_sizes) <= max_joint:
             break
-    readers = rng.choice([0.0, 0.4, 0.4, 1.0], agents)
+    readers = rng.choice([0.0, 0.5, 0.5, 1.0], agents)
     kernels, rewards = [], []
     for j in range(n):
         states = _subset(rng, j if structure == "nilpotent" else n, max_parents)
@@ -819,8 +842,9 @@ def random_model(
         alpha = np.full(state_sizes[j], _log_uniform(rng, concentration))
         table = rng.dirichlet(alpha, shape)
         table /= table.sum(-1, keepdims=True)
-        kernels.append((states, actions, table if not unichain else
-                        (1 - mixing) * table + mixing / state_sizes[j]))
+        if unichain:
+            table = (1 - mixing) * table + mixing / state_sizes[j]
+        kernels.append((states, actions, table))
     for _ in range(rng.integers(n_rewards[0], n_rewards[1] + 1)):
         states, actions = _subset(rng, n, 2), _subset(rng, agents, 2)
         shape = [state_sizes[i] for i in states] + [action_sizes[k] for k in actions]
@@ -835,15 +859,15 @@ def random_policy(
     scopes: Sequence[tuple[int, ...]] | None = None,
     max_scope: int | None = None,
     full_scopes: bool = False,
-    scale: tuple[float, float] = (1e-2, 10.0),
+    scale: tuple[float, float] = (0.1, 10.0),
     minus_infinity: float = 0.0,
     temperature: tuple[float, float] = (0.2, 3.0),
     equal_temperatures: bool = False,
 ) -> Policy:
-    """Normal logits on random scopes (any order, empty and overlapping ones too) with log-uniform sizes.
+    """Normal logits on random scopes (any order, partial, empty, overlapping; `full_scopes`: all).
 
-    Each agent has its own logit scale and temperature. With probability `minus_infinity` a logit becomes
-    -inf; one action of every row is kept.
+    Each agent has its own log-uniform logit scale and temperature. With probability
+    `minus_infinity` a logit becomes -inf; one action of every row is kept.
     """
     n = model.n_coordinates
     if scopes is None:

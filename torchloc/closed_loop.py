@@ -28,23 +28,37 @@ ENTRY_BUDGET = 100_000_000
 
 
 class PolicyTables:
-    """The policy's enumerated laws, looked up by agent: computed once, shared by all rooms."""
+    """A snapshot of a policy: its enumerated laws and what is needed to look them up by agent.
+
+    Later changes of the policy do not reach it, so what is computed from it lazily stays consistent.
+
+    Args:
+        policy: Every scope state of every agent is enumerated, here and now.
+
+    Attributes:
+        laws: One (G, *S_scope, A) float64 tensor a group.
+        temperature: (K,) float64.
+    """
 
     def __init__(self, policy: SoftmaxPolicy) -> None:
-        self.policy = policy
-        self._laws: dict[int, Tensor] = {}
-
-    def laws(self, index: int) -> Tensor:
-        """(G, *S_scope, A) float64 laws of group `index`."""
-        if index not in self._laws:
-            rows = self.policy.group_probabilities(index)
-            self._laws[index] = self.policy.groups[index].unflatten(rows)
-        return self._laws[index]
+        self.scopes = policy.scopes
+        self.groups = policy.groups
+        self.group_of = policy.group_of
+        self.row_of = policy.row_of
+        self.temperature = policy.temperature.clone()
+        self.laws = [
+            group.unflatten(policy.group_probabilities(index))
+            for index, group in enumerate(policy.groups)
+        ]
 
     def of_agents(self, agents: IntArray) -> Tensor:
         """(B, *S_scope, A) laws of agents that all belong to one group."""
-        index = int(self.policy.group_of[agents[0]])
-        return self.laws(index)[torch.tensor(self.policy.row_of[agents])]
+        index = int(self.group_of[agents[0]])
+        return self.laws[index][torch.tensor(self.row_of[agents])]
+
+    def law(self, k: int) -> Tensor:
+        """(*S_scope, A) law of agent k."""
+        return self.laws[int(self.group_of[k])][int(self.row_of[k])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,27 +145,27 @@ def _permuted(tensor: Tensor, axes: list[int], out: list[int]) -> Tensor:
 
 def local_classes(
     batch: KernelBatch | RewardBatch,
-    policy: SoftmaxPolicy,
+    tables: PolicyTables,
     flags: IntArray | None = None,
 ) -> Iterator[LocalClass]:
     """Sorts the sites of a batch into classes of equal closed-loop structure.
 
     Args:
         batch: Kernels or reward terms.
-        policy: Gives the scopes.
+        tables: Gives the scopes.
         flags: (B, q) integers that must be equal within a class; None for none.
 
     Yields:
         Classes that together hold every row once.
     """
     actions = batch.actions
-    groups = policy.group_of[actions]
+    groups = tables.group_of[actions]
     kinds = groups if flags is None else np.concatenate([groups, flags], axis=1)
     for kind, rows in _classes(kinds):
         q = actions.shape[1]
-        members = [policy.groups[index] for index in kind[:q]]
+        members = [tables.groups[index] for index in kind[:q]]
         seen = [
-            member.scope[policy.row_of[actions[rows, k]]] for k, member in enumerate(members)
+            member.scope[tables.row_of[actions[rows, k]]] for k, member in enumerate(members)
         ]
         columns = np.concatenate([batch.states[rows], *seen], axis=1)
         sizes = np.array([*batch.state_shape, *(s for member in members for s in member.sizes)])
@@ -191,25 +205,26 @@ def _classes(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
         yield value, order[start:end]
 
 
-def entropies(policy: SoftmaxPolicy, index: int) -> Tensor:
-    """(G, R) float64 entropy of each law of group `index`, in nats."""
-    scaled = policy.group_scaled_logits(index)
-    log = torch.log_softmax(scaled, dim=-1)
-    return -torch.where(log.isneginf(), 0.0, log.exp() * log).sum(dim=-1)
-
-
 def reward_terms(
-    mdp: FactoredMDP, policy: SoftmaxPolicy, tables: PolicyTables, *, entropy: bool
+    mdp: FactoredMDP, tables: PolicyTables
 ) -> Iterator[tuple[IntArray, Tensor]]:
-    """The closed-loop reward r^π (plus τ_k Ent π_k for the entropy objective) term by term.
+    """The closed-loop reward r^π term by term.
 
     Yields:
         (B, u) coordinates and (B or 1, *S) values; sizes 1 mark coordinates that are not read.
     """
     for batch in mdp.rewards:
-        for local in local_classes(batch, policy):
+        for local in local_classes(batch, tables):
             yield local.union, local.averaged(tables)
-    if entropy:
-        for index, group in enumerate(policy.groups):
-            tau = policy.temperature[torch.tensor(group.agents)][:, None]
-            yield group.scope, group.unflatten(tau * entropies(policy, index))
+
+
+def entropy_terms(tables: PolicyTables) -> Iterator[tuple[IntArray, Tensor]]:
+    """τ_k Ent π_k agent by agent, in nats times the unit of τ.
+
+    Yields:
+        (G, m) coordinates and (G, *S_scope) values, a group at a time.
+    """
+    for group, laws in zip(tables.groups, tables.laws, strict=True):
+        entropy = torch.special.entr(laws).sum(dim=-1)
+        tau = tables.temperature[torch.tensor(group.agents)]
+        yield group.scope, tau.reshape(-1, *(1,) * len(group.sizes)) * entropy

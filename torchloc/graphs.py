@@ -1,13 +1,14 @@
 """The dependency graph of a model: observation scopes, balls.
 
-An edge i → j says that coordinate i is a state parent of coordinate j: i influences j. *Upstream* follows edges
-backwards. Everything is index arrays; nothing here is a Python object per site.
+An edge i → j says that coordinate i is a state parent of coordinate j: i influences j. *Upstream*
+follows edges backwards. Everything is index arrays; nothing here is a Python object per site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,16 +16,20 @@ from numpy.typing import ArrayLike
 
 from torchloc.errors import InputError
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import IntArray, frozen, integers
+from torchloc.mdp.checks import IntArray, integers
 
 
 @dataclass(frozen=True, eq=False)
 class Scopes:
-    """What each agent sees: agent k reads coordinates `indices[indptr[k]:indptr[k + 1]]`, in that order.
+    """What each agent sees: agent k reads `indices[indptr[k]:indptr[k + 1]]`, in that order.
 
     Attributes:
         indptr: (K + 1,) int64, as in CSR.
         indices: (total,) int64 coordinates.
+
+    Raises:
+        InputError: `indptr` does not cut `indices` into K rows, or a row holds a negative
+            coordinate or one twice.
 
     Example:
         >>> scopes = Scopes.from_lists([(1, 0), ()])
@@ -35,6 +40,38 @@ class Scopes:
     indptr: IntArray
     indices: IntArray
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indptr", integers(self.indptr, "indptr of scopes", 1))
+        object.__setattr__(self, "indices", integers(self.indices, "indices of scopes", 1))
+        ends = self.indptr
+        if len(ends) == 0 or ends[0] != 0 or (ends[1:] < ends[:-1]).any():
+            raise InputError("indptr of scopes must start with 0 and never fall")
+        if ends[-1] != len(self.indices):
+            raise InputError(
+                f"indptr of scopes ends with {int(ends[-1])}, but there are {len(self.indices)} "
+                f"indices; both must agree"
+            )
+        if (self.indices < 0).any():
+            place = int(np.argmax(self.indices < 0))
+            raise InputError(
+                f"scope of agent {self._agent(place)}: coordinate {int(self.indices[place])} is "
+                f"negative; coordinates are numbered from 0"
+            )
+        agents = np.repeat(np.arange(len(self)), self.lengths)
+        order = np.lexsort((self.indices, agents))
+        values = self.indices[order]
+        twice = (values[1:] == values[:-1]) & (agents[1:] == agents[:-1])
+        if twice.any():
+            place = int(np.argmax(twice))
+            raise InputError(
+                f"scope of agent {int(agents[place])}: coordinate {int(values[place])} stands "
+                f"twice; name each coordinate once"
+            )
+
+    def _agent(self, place: int) -> int:
+        """The agent whose scope holds `indices[place]`."""
+        return int(np.searchsorted(self.indptr, place, side="right")) - 1
+
     @classmethod
     def from_lists(cls, lists: Sequence[ArrayLike]) -> Scopes:
         """Scopes from K lists of coordinates, the order kept.
@@ -43,28 +80,16 @@ class Scopes:
             InputError: A coordinate is negative, no whole number, or stands twice in one scope.
         """
         rows = [integers(row, f"scope of agent {k}", 1) for k, row in enumerate(lists)]
-        for k, row in enumerate(rows):
-            if len(np.unique(row)) != len(row):
-                twice = next(int(i) for i in row if np.count_nonzero(row == i) > 1)
-                raise InputError(
-                    f"scope of agent {k}: coordinate {twice} stands twice; name each coordinate once"
-                )
-            if (row < 0).any():
-                raise InputError(
-                    f"scope of agent {k}: coordinate {int(row.min())} is negative; "
-                    f"coordinates are numbered from 0"
-                )
-        indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-        indices = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-        return cls(frozen(indptr.astype(np.int64)), frozen(indices.astype(np.int64)))
+        indptr = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+        return cls(indptr, np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64))
 
     @classmethod
     def from_matrix(cls, matrix: sp.spmatrix | sp.sparray) -> Scopes:
-        """Scopes from a (K, N) sparse matrix: agent k sees the nonzero columns of row k, ascending."""
-        csr = sp.csr_array(matrix)
+        """Scopes from a (K, N) sparse matrix: agent k sees the nonzero columns of row k, rising."""
+        csr = sp.csr_array(matrix, copy=True)
         csr.sum_duplicates()
         csr.eliminate_zeros()
-        return cls(frozen(csr.indptr.astype(np.int64)), frozen(csr.indices.astype(np.int64)))
+        return cls(csr.indptr.astype(np.int64), csr.indices.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -88,7 +113,7 @@ class Scopes:
         if len(agents) == 0:
             return np.zeros((0, 0), dtype=np.int64)
         starts = self.indptr[agents]
-        return self.indices[starts[:, None] + np.arange(self.lengths[agents[0]])]
+        return self.indices[starts[:, None] + np.arange(int(self.lengths[agents[0]]))]
 
     def check(self, mdp: FactoredMDP) -> None:
         """Refuses scopes that do not fit the model.
@@ -103,9 +128,8 @@ class Scopes:
             )
         if len(self.indices) and int(self.indices.max()) >= mdp.n_coordinates:
             place = int(np.argmax(self.indices >= mdp.n_coordinates))
-            agent = int(np.searchsorted(self.indptr, place, side="right")) - 1
             raise InputError(
-                f"scope of agent {agent}: coordinate {int(self.indices[place])} is out of range; "
+                f"scope of agent {self._agent(place)}: coordinate {int(self.indices[place])} is out of range; "
                 f"the model has {mdp.n_coordinates} coordinates, numbered from 0"
             )
 
@@ -118,14 +142,14 @@ def as_scopes(mdp: FactoredMDP, scopes: Scopes | Sequence[ArrayLike]) -> Scopes:
 
 
 def dependency_matrix(mdp: FactoredMDP) -> sp.csr_array:
-    """(N, N) boolean CSR: entry (j, i) is set iff coordinate i is a state parent of coordinate j."""
+    """(N, N) boolean CSR: entry (j, i) is set iff i is a state parent of coordinate j."""
     targets, sources = mdp.state_edges()
     ones = np.ones(len(targets), dtype=np.bool_)
     return sp.csr_array((ones, (targets, sources)), shape=(mdp.n_coordinates,) * 2)
 
 
 def action_matrix(mdp: FactoredMDP) -> sp.csr_array:
-    """(N, K) boolean CSR: entry (j, k) is set iff the kernel of coordinate j reads the action of agent k."""
+    """(N, K) boolean CSR: entry (j, k) is set iff kernel j reads the action of agent k."""
     targets, agents = mdp.action_edges()
     ones = np.ones(len(targets), dtype=np.bool_)
     return sp.csr_array((ones, (targets, agents)), shape=(mdp.n_coordinates, mdp.n_agents))
@@ -146,8 +170,8 @@ def neighbourhood_scopes(mdp: FactoredMDP, hops: int = 1) -> Scopes:
     Raises:
         InputError: `hops` is negative or no whole number.
     """
-    if hops != int(hops) or hops < 0:
-        raise InputError(f"hops is {hops}; it must be a whole number ≥ 0")
+    if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
+        raise InputError(f"hops = {hops!r}; it must be a whole number ≥ 0")
     parents = dependency_matrix(mdp)
     reached = sp.csr_array(action_matrix(mdp).T)
     for _ in range(int(hops)):

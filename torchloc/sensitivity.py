@@ -86,10 +86,8 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
         InputError: Another rung (`coupled` has no Π of its own).
     """
     if rung == "exact":
-        tables = PolicyTables(policy)
-        return scope_matrix(
-            policy, [_exact_sensitivity(tables.laws(i)) for i in range(len(policy.groups))]
-        )
+        laws = PolicyTables(policy).laws
+        return scope_matrix(policy, [_exact_sensitivity(law) for law in laws])
     if rung == "scope":
         ones = [torch.ones(len(g), len(g.sizes), dtype=torch.float64) for g in policy.groups]
         return scope_matrix(policy, ones)
@@ -133,7 +131,7 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
     if rung not in RUNGS:
         raise InputError(f"rung is {rung!r}; choose one of {', '.join(RUNGS)}")
     if rung == "coupled":
-        return coupled_influence(mdp, policy)
+        return coupled_influence(mdp, PolicyTables(policy))
     product = action_sensitivity(mdp) @ policy_sensitivity(policy, rung)
     return sp.csr_array(state_sensitivity(mdp) + product)
 
@@ -181,7 +179,10 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
 
 
 def coupled_influence(
-    mdp: FactoredMDP, policy: SoftmaxPolicy, tables: PolicyTables | None = None
+    mdp: FactoredMDP,
+    tables: PolicyTables,
+    *,
+    all_private: bool = False,
 ) -> sp.csr_array:
     """K^π, the coupled matrix: sound for δ(T^π f) ≤ (K^π)ᵀ δ(f), and entrywise at most E^s + E^a Π.
 
@@ -190,18 +191,23 @@ def coupled_influence(
     J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q), independently across agents, the same for every row j.
     Entry (j, i) is the sup over such pairs of E_{(A, A')~J} TV(P̃_j(·|s, A), P̃_j(·|s', A')).
 
+    Args:
+        mdp: The model.
+        tables: The policy's laws.
+        all_private: Average every action out. The result is then C^π, which is sound in place of K^π only
+            where one coordinate moves per step.
+
     Returns:
         (N, N) CSR without stored zeros.
 
     Raises:
         BudgetError: Some coordinate's closed loop is too large to enumerate; the message gives the size.
     """
-    tables = tables or PolicyTables(policy)
     moved = action_sensitivity(mdp)
-    shared = np.bincount(moved.indices, minlength=mdp.n_agents) > 1
+    shared = np.bincount(moved.indices, minlength=mdp.n_agents) > (np.inf if all_private else 1)
     parts = []
     for batch in mdp.kernels:
-        for local in local_classes(batch, policy, shared[batch.actions].astype(np.int64)):
+        for local in local_classes(batch, tables, shared[batch.actions].astype(np.int64)):
             causes, values = _coupled_class(local, tables)
             parts.append((batch.coordinates[local.rows], causes, values.numpy()))
     return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))

@@ -22,21 +22,37 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 def integers(value: ArrayLike, field: str, ndim: int) -> IntArray:
     """A frozen int64 copy with `ndim` axes; an empty sequence fits any `ndim`."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(
+            f"{field} must be a rectangular array of whole numbers; NumPy cannot read it: {error}"
+        ) from error
     if array.size == 0 and array.ndim < ndim:
         array = array.reshape((*array.shape, *(0,) * (ndim - array.ndim)))
     if array.ndim != ndim:
         raise InputError(f"{field} must have {ndim} axes, but its shape is {array.shape}")
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        whole = np.issubdtype(array.dtype, np.floating) and bool(np.all(array == np.floor(array)))
-        if not whole:
+        if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{field} must hold whole numbers, but its dtype is {array.dtype}")
+        broken = ~np.isfinite(array) | (array != np.floor(array))
+        if broken.any():
+            index = first(broken)
+            raise InputError(
+                f"{field}: entry {index} is {array[index]:.6g}; it must be a whole number"
+            )
+    beyond = (array < -(2.0**53)) | (array > 2.0**53) if array.size else np.zeros(0, np.bool_)
+    if beyond.any():
+        index = first(beyond)
+        raise InputError(f"{field}: entry {index} is {array[index]}; that is no index or size")
     return frozen(array.astype(np.int64))
 
 
 def reals(value: ArrayLike, field: str) -> FloatArray:
     """A float64 copy, not yet frozen; what NumPy cannot read as numbers is refused."""
     try:
+        if np.iscomplexobj(value):
+            raise TypeError("it holds complex numbers")
         return np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -63,8 +79,8 @@ def check_finite(table: FloatArray, place: Callable[[int], str]) -> None:
 def normalised(table: FloatArray, place: Callable[[int], str]) -> FloatArray:
     """Laws along the last axis: finite, nonnegative, summing to 1 within 1e-9.
 
-    Rows that miss 1 by more than their own rounding are divided by their sum, so that exact solves see
-    stochastic rows; other rows are kept bit for bit.
+    Rows that miss 1 by more than their own rounding are divided by their sum, so that exact solves
+    see stochastic rows; other rows are kept bit for bit.
     """
     check_finite(table, place)
     if (table < 0).any():
@@ -78,8 +94,8 @@ def normalised(table: FloatArray, place: Callable[[int], str]) -> FloatArray:
     if (off > 1e-9).any():
         index = first(off > 1e-9)
         raise InputError(
-            f"{place(index[0])}: row {index[1:]} of the table sums to {total[index]:.12g}, not to 1 "
-            f"(tolerance 1e-9); the last axis must be a probability law"
+            f"{place(index[0])}: row {index[1:]} of the table sums to {total[index]:.12g}, not to "
+            f"1 (tolerance 1e-9); the last axis must be a probability law"
         )
     loose = off > 4.0 * np.finfo(np.float64).eps * table.shape[-1]
     if loose.any():
@@ -87,26 +103,25 @@ def normalised(table: FloatArray, place: Callable[[int], str]) -> FloatArray:
     return table
 
 
-def check_parents(array: IntArray, field: str, bound: int, kind: str) -> None:
-    """Indices (B, p) in [0, bound) and no index twice in a row."""
+def check_parents(array: IntArray, place: Callable[[int], str], bound: int, kind: str) -> None:
+    """Indices (B, p) in [0, bound); `place` says whose parents row b are."""
     bad = (array < 0) | (array >= bound)
     if bad.any():
         index = first(bad)
         raise InputError(
-            f"{field}: index {int(array[index])} at row {index[0]} is out of range; "
-            f"the model has {bound} {kind}, numbered from 0"
+            f"{place(index[0])}: it reads {kind} {int(array[index])}, but the model has {bound} "
+            f"{kind}s, numbered from 0"
         )
-    check_distinct(array, field)
 
 
-def check_distinct(array: IntArray, field: str) -> None:
-    """No index twice in a row."""
+def check_distinct(array: IntArray, place: Callable[[int], str], kind: str) -> None:
+    """No index twice in a row of (B, p); `place` says whose parents row b are."""
     ordered = np.sort(array, axis=1)
     twice = ordered[:, 1:] == ordered[:, :-1]
     if twice.any():
         row, column = first(twice)
         raise InputError(
-            f"{field}: index {int(ordered[row, column])} stands twice in row {row}; "
+            f"{place(row)}: {kind} {int(ordered[row, column])} stands twice among its parents; "
             f"name every parent once"
         )
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,39 +61,59 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, not a model, of a later format, or damaged.
     """
+    arrays = _arrays(path)
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or "torchloc_model" not in file:
-                raise InputError(f"{path} is no torchloc model; write one with FactoredMDP.save")
-            if int(file["torchloc_model"]) > FORMAT:
-                raise InputError(
-                    f"{path} has model format {int(file['torchloc_model'])}, this version reads up to "
-                    f"{FORMAT}; upgrade torchloc"
-                )
-            n_kernels, n_rewards = (int(count) for count in file["counts"])
-            arguments: dict[str, Any] = {
-                "state_sizes": file["state_sizes"],
-                "action_sizes": file["action_sizes"],
-                "kernels": [
-                    KernelBatch(*(file[f"kernel_{b}_{field}"] for field in _KERNEL))
-                    for b in range(n_kernels)
-                ],
-                "rewards": [
-                    RewardBatch(*(file[f"reward_{b}_{field}"] for field in _REWARD))
-                    for b in range(n_rewards)
-                ],
-            }
-            if "initial" in file:
-                arguments["initial"] = file["initial"]
-            for field in ("coordinate_names", "agent_names"):
-                if field in file:
-                    arguments[field] = file[field].tolist()
-            return arguments
-    except FileNotFoundError:
-        raise InputError(f"there is no model file {path}") from None
-    except (KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged or no torchloc model: {error}") from error
-    except ValueError as error:
+        if "torchloc_model" not in arrays:
+            raise InputError(f"{path} is no torchloc model; write one with FactoredMDP.save")
+        version = int(arrays["torchloc_model"])
+        if version != FORMAT:
+            raise InputError(
+                f"{path} has model format {version}, this version reads format {FORMAT}; "
+                f"write the model again with this version, or upgrade torchloc"
+            )
+        n_kernels, n_rewards = (int(count) for count in arrays["counts"])
+        arguments: dict[str, Any] = {
+            "state_sizes": arrays["state_sizes"],
+            "action_sizes": arrays["action_sizes"],
+            "kernels": [
+                KernelBatch(*(arrays[f"kernel_{b}_{field}"] for field in _KERNEL))
+                for b in range(n_kernels)
+            ],
+            "rewards": [
+                RewardBatch(*(arrays[f"reward_{b}_{field}"] for field in _REWARD))
+                for b in range(n_rewards)
+            ],
+        }
+    except KeyError as error:
+        raise InputError(f"{path} is damaged: the array {error} is missing") from error
+    except (OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
+        raise InputError(f"{path} is damaged: {error}") from error
+    if "initial" in arrays:
+        arguments["initial"] = arrays["initial"]
+    for field in ("coordinate_names", "agent_names"):
+        if field in arrays:
+            arguments[field] = np.atleast_1d(arrays[field]).tolist()
+    return arguments
+
+
+def _arrays(path: str | PathLike[str]) -> dict[str, Any]:
+    """All arrays of the archive, each read to its end and held against its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in archive.namelist()
+            }
+    except FileNotFoundError:
+        raise InputError(f"there is no model file {path}") from None
+    # What zipfile, zlib and NumPy's header reader raise on bytes that nobody wrote.
+    except (
+        ArithmeticError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+        RuntimeError, SyntaxError, TypeError, ValueError, struct.error, tokenize.TokenError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise InputError(f"{path} is damaged or no torchloc model: {error}") from error

@@ -1,7 +1,7 @@
 """Local transition kernels P_j(s'_j | s_{states}, a_{actions}) as tables, single and in batches.
 
-Axis letters: B sites of a batch, p state parents, q action parents; `*S` and `*A` are the parents' sizes and
-S_j the size of the coordinate that the kernel drives.
+Axis letters: B sites of a batch, p state parents, q action parents; `*S` and `*A` are the parents'
+sizes and S_j the size of the coordinate that the kernel drives.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torchloc.mdp.checks import (
     FloatArray,
     IntArray,
     check_distinct,
+    check_parents,
     frozen,
     integers,
     normalised,
     reals,
 )
-
 
 _UNPLACED = -1  # the coordinate of a single kernel before a model takes it
 
@@ -40,7 +40,8 @@ class LocalKernel:
         table: (*S[states], *A[actions], S_j) float64, rows along the last axis sum to 1.
 
     Raises:
-        InputError: A row is not a law, the table's axes do not match the parents, a parent stands twice.
+        InputError: A row is not a law, the table's axes do not match the parents, a parent stands
+            twice.
     """
 
     states: tuple[int, ...]
@@ -48,7 +49,8 @@ class LocalKernel:
     table: FloatArray
 
     def __init__(self, states: Iterable[int], actions: Iterable[int], table: ArrayLike) -> None:
-        batch = KernelBatch([_UNPLACED], [tuple(states)], [tuple(actions)], reals(table, "kernel table")[None])
+        tables = reals(table, "kernel table")[None]
+        batch = KernelBatch([_UNPLACED], [tuple(states)], [tuple(actions)], tables)
         object.__setattr__(self, "states", tuple(batch.states[0].tolist()))
         object.__setattr__(self, "actions", tuple(batch.actions[0].tolist()))
         object.__setattr__(self, "table", batch.table[0])
@@ -76,11 +78,11 @@ class LocalKernel:
         states, actions = tuple(states), tuple(actions)
         shape = _parent_sizes(states, actions, sizes)
         rows = [
-            np.asarray(f(index[: len(states)], index[len(states) :]), dtype=np.float64)
+            reals(f(index[: len(states)], index[len(states) :]), f"f's law at parents {index}")
             for index in itertools.product(*map(range, shape))
         ]
         lengths = {row.shape for row in rows}
-        if len(lengths) != 1:
+        if len(lengths) != 1 or rows[0].ndim != 1:
             raise InputError(
                 f"f returned laws of different shapes {sorted(lengths)}; "
                 f"each must be a vector of S_j probabilities"
@@ -94,15 +96,28 @@ def _parent_sizes(
     sizes: Sequence[int] | tuple[Sequence[int], Sequence[int]],
 ) -> tuple[int, ...]:
     if len(sizes) == 2 and all(np.ndim(part) == 1 for part in sizes):
-        of_state, of_action = (np.asarray(part) for part in sizes)
-        return tuple(int(of_state[i]) for i in states) + tuple(int(of_action[k]) for k in actions)
-    flat = tuple(int(size) for size in np.asarray(sizes, dtype=np.int64).ravel())
-    if len(flat) != len(states) + len(actions):
+        of_state = integers(sizes[0], "state_sizes", 1)
+        of_action = integers(sizes[1], "action_sizes", 1)
+        for parents, table, kind in (
+            (states, of_state, "coordinate"),
+            (actions, of_action, "agent"),
+        ):
+            check_parents(np.array([parents], np.int64), lambda _: "kernel", len(table), kind)
+        shape = np.concatenate([of_state[list(states)], of_action[list(actions)]])
+    else:
+        shape = integers(sizes, "sizes", 1)
+        if len(shape) != len(states) + len(actions):
+            raise InputError(
+                f"sizes has {len(shape)} entries, but the kernel has {len(states)} state and "
+                f"{len(actions)} action parents; give one size a parent, or "
+                f"(state_sizes, action_sizes)"
+            )
+    if (shape < 1).any():
         raise InputError(
-            f"sizes has {len(flat)} entries, but the kernel has {len(states)} state and "
-            f"{len(actions)} action parents; give one size a parent, or (state_sizes, action_sizes)"
+            f"sizes: parent {int(np.argmax(shape < 1))} has size {int(shape.min())}; a space needs "
+            f"at least one element"
         )
-    return flat
+    return tuple(shape.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,34 +139,44 @@ class KernelBatch:
     actions: IntArray
     table: FloatArray
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, coordinates: ArrayLike, states: ArrayLike, actions: ArrayLike, table: ArrayLike
+    ) -> None:
         def put(field: str, value: object) -> None:
             object.__setattr__(self, field, value)
 
-        put("coordinates", integers(self.coordinates, "kernel coordinates", 1))
+        put("coordinates", integers(coordinates, "kernel coordinates", 1))
         count = len(self.coordinates)
-        for field in ("states", "actions"):
-            parents = integers(getattr(self, field), f"kernel {field}", 2)
+        if count == 0:
+            raise InputError("a kernel batch drives no coordinate; leave it out")
+        for field, value, kind in (
+            ("states", states, "coordinate"),
+            ("actions", actions, "agent"),
+        ):
+            parents = integers(value, f"kernel {field}", 2)
             if parents.size == 0 and len(parents) != count:
                 parents = frozen(np.zeros((count, 0), dtype=np.int64))
             put(field, parents)
             if len(parents) != count:
                 raise InputError(
-                    f"kernel {field} has {len(parents)} rows, but the batch has {count} coordinates"
+                    f"kernel {field} has {len(parents)} rows, but the batch has {count} "
+                    f"coordinates; give one row each"
                 )
-            check_distinct(parents, f"kernel {field}")
-        table = reals(self.table, "kernel table")
+            check_distinct(parents, self.place, kind)
+        tables = reals(table, "kernel table")
         axes = self.states.shape[1] + self.actions.shape[1] + 2
-        if table.ndim != axes or len(table) not in (1, count) or 0 in table.shape:
+        if tables.ndim != axes or len(tables) not in (1, count) or 0 in tables.shape:
+            leading = f"; the leading axis must be {count} or 1, not {len(tables)}"
             raise InputError(
-                f"{self._place(0)}: the table has shape {table.shape[1:]}; with "
-                f"{self.states.shape[1]} state and {self.actions.shape[1]} action parents it must be "
-                f"(*S[states], *A[actions], S_j), none empty"
-                + (f", and its leading axis {count} or 1, not {len(table)}" if axes == table.ndim else "")
+                f"{self.place(0)}: the table has shape {tables.shape[1:]}; with "
+                f"{self.states.shape[1]} state and {self.actions.shape[1]} action parents it must "
+                f"be (*S[states], *A[actions], S_j), none empty"
+                + (leading if tables.ndim == axes and len(tables) not in (1, count) else "")
             )
-        put("table", frozen(normalised(table, self._place)))
+        put("table", frozen(normalised(tables, self.place)))
 
-    def _place(self, row: int) -> str:
+    def place(self, row: int) -> str:
+        """How an error calls the kernel of this row."""
         site = int(self.coordinates[row])
         return "kernel" if site == _UNPLACED else f"kernel of coordinate {site}"
 
@@ -235,8 +260,8 @@ def gather_kernels(
             else f"kernel {len(free)}"
         )
         raise InputError(
-            f"the model has {n_coordinates} coordinates but {int(driven.sum()) + len(singles)} kernels: "
-            f"{kind} {what}; give exactly one kernel a coordinate"
+            f"the model has {n_coordinates} coordinates but {int(driven.sum()) + len(singles)} "
+            f"kernels: {kind} {what}; give exactly one kernel a coordinate"
         )
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, single in enumerate(singles):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 
 import numpy as np
@@ -20,6 +20,7 @@ from torchloc.mdp.checks import (
     integers,
     names,
     normalised,
+    reals,
 )
 from torchloc.mdp.kernels import KernelBatch, LocalKernel, gather_kernels
 from torchloc.mdp.rewards import LocalReward, RewardBatch, gather_rewards
@@ -31,11 +32,12 @@ class FactoredMDP:
     Args:
         state_sizes: (N,) sizes S_i ≥ 1 of the coordinates' spaces.
         action_sizes: (K,) sizes A_k ≥ 1 of the agents' action spaces; K may differ from N.
-        kernels: One kernel a coordinate: `LocalKernel` objects, which drive the coordinates in order, or
-            `KernelBatch` objects, which name theirs; in a mixture the singles take what the batches leave.
+        kernels: One kernel a coordinate: `LocalKernel` objects, which drive the coordinates in
+            order, or `KernelBatch` objects, which name theirs; in a mixture the singles take what
+            the batches leave.
         rewards: Reward terms, singles or batches; the reward is their sum.
-        initial: Product law of the first state: N vectors, or an (N, max S) array padded with zeros.
-            None where a run needs no law (average reward); simulation then starts uniformly.
+        initial: Product law of the first state: N vectors, or an (N, max S) array padded with
+            zeros. None where a run needs no law (average reward); simulation then starts uniformly.
         coordinate_names: N distinct names, or None.
         agent_names: K distinct names, or None.
 
@@ -72,39 +74,39 @@ class FactoredMDP:
         if self.n_coordinates == 0:
             raise InputError("state_sizes is empty; a model needs at least one coordinate")
         self.kernels: tuple[KernelBatch, ...] = gather_kernels(kernels, self.n_coordinates)
-        self.rewards: tuple[RewardBatch, ...] = gather_rewards(rewards)
         for kernel in self.kernels:
-            where = f"kernel of coordinates [{int(kernel.coordinates[0])}, …]"
-            self._check_scope(kernel, where)
+            self._check_scope(kernel, kernel.place)
             driven = self.state_sizes[kernel.coordinates]
             if (driven != kernel.table.shape[-1]).any():
                 row = int(np.argmax(driven != kernel.table.shape[-1]))
                 raise InputError(
                     f"kernel of coordinate {int(kernel.coordinates[row])}: its laws have "
-                    f"{kernel.table.shape[-1]} entries, but the coordinate has {int(driven[row])} states"
+                    f"{kernel.table.shape[-1]} entries, but the coordinate has {int(driven[row])} "
+                    f"states; give one probability a state"
                 )
-        for term in self.rewards:
-            self._check_scope(term, "reward term")
+        terms = gather_rewards(rewards)
+        for term, place in terms:
+            self._check_scope(term, place)
+        self.rewards: tuple[RewardBatch, ...] = tuple(term for term, _ in terms)
         self.initial: FloatArray | None = (
             None if initial is None else _initial(initial, self.state_sizes)
         )
         self.coordinate_names = names(coordinate_names, "coordinate_names", self.n_coordinates)
         self.agent_names = names(agent_names, "agent_names", self.n_agents)
 
-    def _check_scope(self, batch: KernelBatch | RewardBatch, where: str) -> None:
-        check_parents(batch.states, f"{where}: states", self.n_coordinates, "coordinates")
-        check_parents(batch.actions, f"{where}: actions", self.n_agents, "agents")
-        for field, parents, sizes, shape in (
-            ("state", batch.states, self.state_sizes, batch.state_shape),
-            ("action", batch.actions, self.action_sizes, batch.action_shape),
+    def _check_scope(self, batch: KernelBatch | RewardBatch, place: Callable[[int], str]) -> None:
+        for kind, parents, sizes, shape, skipped in (
+            ("coordinate", batch.states, self.state_sizes, batch.state_shape, 0),
+            ("agent", batch.actions, self.action_sizes, batch.action_shape, batch.states.shape[1]),
         ):
+            check_parents(parents, place, len(sizes), kind)
             wrong = sizes[parents] != np.array(shape, dtype=np.int64)
             if wrong.any():
                 row, column = first(wrong)
                 raise InputError(
-                    f"{where}, row {row}: axis {column} of the {field} parents has size "
-                    f"{shape[column]}, but {field} parent {int(parents[row, column])} has size "
-                    f"{int(sizes[parents[row, column]])}"
+                    f"{place(row)}: axis {skipped + column} of its table has size {shape[column]}, "
+                    f"but it belongs to {kind} {int(parents[row, column])}, which has size "
+                    f"{int(sizes[parents[row, column]])}; order the axes as the parents"
                 )
 
     @property
@@ -120,12 +122,12 @@ class FactoredMDP:
     @property
     def n_states(self) -> int:
         """Number of joint states Π S_i, an exact int."""
-        return math.prod(self.state_sizes.tolist())
+        return _product(self.state_sizes)
 
     @property
     def n_joint_actions(self) -> int:
         """Number of joint actions Π A_k, an exact int."""
-        return math.prod(self.action_sizes.tolist())
+        return _product(self.action_sizes)
 
     def coordinate_name(self, i: int) -> str:
         """Name of coordinate i; its number where the model has no names."""
@@ -168,39 +170,57 @@ def _sizes(value: ArrayLike, field: str, kind: str) -> IntArray:
     if (sizes < 1).any():
         index = int(np.argmax(sizes < 1))
         raise InputError(
-            f"{field}: {kind} {index} has size {int(sizes[index])}; a space needs at least one element"
+            f"{field}: {kind} {index} has size {int(sizes[index])}; a space needs at least one "
+            f"element"
         )
     return sizes
 
 
+def _product(sizes: IntArray) -> int:
+    # Powers of the few distinct sizes: a plain product is quadratic in the number of entries.
+    values, counts = np.unique(sizes, return_counts=True)
+    return math.prod(int(v) ** int(c) for v, c in zip(values, counts, strict=True))
+
+
 def _initial(value: Sequence[ArrayLike] | FloatArray, sizes: IntArray) -> FloatArray:
     width = int(sizes.max())
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        raise InputError(f"initial is {value}; give one law a coordinate")
     if len(value) != len(sizes):
-        raise InputError(f"initial has {len(value)} laws, but the model has {len(sizes)} coordinates")
+        raise InputError(
+            f"initial has {len(value)} laws, but the model has {len(sizes)} coordinates; "
+            f"give one each"
+        )
     if isinstance(value, np.ndarray) and value.ndim == 2:
-        padded = np.array(value, dtype=np.float64)
+        padded = reals(value, "initial")
+        if padded.shape[1] != width:
+            raise InputError(
+                f"initial has shape {padded.shape}; it must be ({len(sizes)}, {width})"
+            )
     else:
         padded = np.zeros((len(sizes), width))
         for i, law in enumerate(value):
-            row = np.asarray(law, dtype=np.float64)
+            row = reals(law, f"initial law of coordinate {i}")
             if row.shape != (sizes[i],):
                 raise InputError(
                     f"initial law of coordinate {i} has shape {row.shape}, but the coordinate has "
                     f"{int(sizes[i])} states"
                 )
             padded[i, : len(row)] = row
-    beyond = np.arange(padded.shape[1]) >= sizes[:, None]
-    if padded.shape[1] != width or (padded[beyond] != 0).any():
+    beyond = (np.arange(width) >= sizes[:, None]) & (padded != 0)
+    if beyond.any():
+        i, x = first(beyond)
         raise InputError(
-            f"initial has shape {padded.shape}; it must be ({len(sizes)}, {width}), zero beyond "
-            f"each coordinate's own size"
+            f"initial law of coordinate {i} has {padded[i, x]:.6g} at value {x}, but the "
+            f"coordinate has {int(sizes[i])} states; pad with zeros"
         )
     return frozen(normalised(padded, lambda i: f"initial law of coordinate {i}"))
 
 
 def _edges(parts: Iterable[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
     pairs = [
-        (np.repeat(coordinates, parents.shape[1]), parents.ravel()) for coordinates, parents in parts
+        (np.repeat(coordinates, parents.shape[1]), parents.ravel())
+        for coordinates, parents in parts
     ]
     return (
         np.concatenate([target for target, _ in pairs]),

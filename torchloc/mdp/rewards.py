@@ -1,9 +1,10 @@
-"""Local reward terms r_m(s_{states}, a_{actions}), single and in batches. The reward is their sum."""
+"""Local reward terms r_m(s_{states}, a_{actions}), single and in batches; r is their sum."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,32 +63,44 @@ class RewardBatch:
     actions: IntArray
     table: FloatArray
 
-    def __post_init__(self) -> None:
-        states = integers(self.states, "reward states", 2)
-        actions = integers(self.actions, "reward actions", 2)
-        count = max(len(states), len(actions))
-        if states.size == 0 and len(states) != count:
-            states = frozen(np.zeros((count, 0), dtype=np.int64))
-        if actions.size == 0 and len(actions) != count:
-            actions = frozen(np.zeros((count, 0), dtype=np.int64))
-        if len(states) != len(actions):
+    def __init__(self, states: ArrayLike, actions: ArrayLike, table: ArrayLike) -> None:
+        coordinates = integers(states, "reward states", 2)
+        agents = integers(actions, "reward actions", 2)
+        count = max(len(coordinates), len(agents))
+        if count == 0:
             raise InputError(
-                f"reward states has {len(states)} rows, reward actions {len(actions)}; "
+                "a reward batch has no terms; leave it out, or give one row a term "
+                "(a row may be empty: [[]])"
+            )
+        if coordinates.size == 0 and len(coordinates) != count:
+            coordinates = frozen(np.zeros((count, 0), dtype=np.int64))
+        if agents.size == 0 and len(agents) != count:
+            agents = frozen(np.zeros((count, 0), dtype=np.int64))
+        if len(coordinates) != len(agents):
+            raise InputError(
+                f"reward states has {len(coordinates)} rows, reward actions {len(agents)}; "
                 f"both need one a term"
             )
-        check_distinct(states, "reward states")
-        check_distinct(actions, "reward actions")
-        table = reals(self.table, "reward table")
-        axes = states.shape[1] + actions.shape[1] + 1
-        if table.ndim != axes or len(table) not in (1, count):
+
+        def place(row: int) -> str:
+            return "reward term" if count == 1 else f"reward term {row} of its batch"
+
+        check_distinct(coordinates, place, "coordinate")
+        check_distinct(agents, place, "agent")
+        tables = reals(table, "reward table")
+        axes = coordinates.shape[1] + agents.shape[1] + 1
+        if tables.ndim != axes or len(tables) not in (1, count) or 0 in tables.shape:
+            leading = f"; the leading axis must be {count} or 1, not {len(tables)}"
             raise InputError(
-                f"reward table has shape {table.shape[1:]} a term; with {states.shape[1]} coordinates "
-                f"and {actions.shape[1]} agents it must be (*S[states], *A[actions])"
+                f"reward table has shape {tables.shape[1:]} a term; with {coordinates.shape[1]} "
+                f"coordinates and {agents.shape[1]} agents it must be (*S[states], *A[actions]), "
+                f"none empty"
+                + (leading if tables.ndim == axes and len(tables) not in (1, count) else "")
             )
-        check_finite(table, lambda row: f"reward term {row}")
-        object.__setattr__(self, "states", states)
-        object.__setattr__(self, "actions", actions)
-        object.__setattr__(self, "table", frozen(table))
+        check_finite(tables, place)
+        object.__setattr__(self, "states", coordinates)
+        object.__setattr__(self, "actions", agents)
+        object.__setattr__(self, "table", frozen(tables))
 
     def __len__(self) -> int:
         return len(self.states)
@@ -103,25 +116,37 @@ class RewardBatch:
         return self.table.shape[1 + self.states.shape[1] :]
 
 
-def gather_rewards(items: Iterable[LocalReward | RewardBatch]) -> tuple[RewardBatch, ...]:
-    """Batches of equal shape, batches first, then singles in the order of first appearance."""
-    batches: list[RewardBatch] = []
-    groups: dict[tuple[object, ...], list[LocalReward]] = {}
-    for item in items:
+def gather_rewards(
+    items: Iterable[LocalReward | RewardBatch],
+) -> list[tuple[RewardBatch, Callable[[int], str]]]:
+    """Batches of equal shape, batches first, then singles in the order of first appearance.
+
+    Beside each batch a function that says which term of `items` its row b is.
+    """
+    batches: list[tuple[RewardBatch, Callable[[int], str]]] = []
+    groups: dict[tuple[object, ...], list[int]] = {}
+    singles: dict[int, LocalReward] = {}
+    for position, item in enumerate(items):
         if isinstance(item, RewardBatch):
-            batches.append(item)
+            batches.append((item, partial("rewards[{}], row {}".format, position)))
         elif isinstance(item, LocalReward):
-            groups.setdefault((len(item.states), item.table.shape), []).append(item)
+            singles[position] = item
+            groups.setdefault((len(item.states), item.table.shape), []).append(position)
         else:
             raise InputError(
-                f"rewards holds a {type(item).__name__}; give LocalReward or RewardBatch objects"
+                f"rewards[{position}] is a {type(item).__name__}; give LocalReward or RewardBatch "
+                f"objects"
             )
-    for members in groups.values():
-        batches.append(
-            RewardBatch(
-                np.array([member.states for member in members]).reshape(len(members), -1),
-                np.array([member.actions for member in members]).reshape(len(members), -1),
-                stacked([member.table for member in members]),
-            )
+    for positions in groups.values():
+        members = [singles[position] for position in positions]
+        batch = RewardBatch(
+            np.array([member.states for member in members]).reshape(len(members), -1),
+            np.array([member.actions for member in members]).reshape(len(members), -1),
+            stacked([member.table for member in members]),
         )
-    return tuple(batches)
+        batches.append((batch, partial(_single, positions)))
+    return batches
+
+
+def _single(positions: list[int], row: int) -> str:
+    return f"rewards[{positions[row]}]"

@@ -1,0 +1,175 @@
+"""Composing a configuration outside a Hydra application: one sentence for every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from torchloc.config import ranges, schemas
+from torchloc.errors import InputError
+
+CONFIG_NAME = "config"
+
+
+def home() -> Path:
+    """The folder of the YAML files: inside the package in a wheel, beside it in a checkout.
+
+    Raises:
+        InputError: Neither is there.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
+    raise InputError(f"conf/{CONFIG_NAME}.yaml is not beside {package}: install torchloc again")
+
+
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str = CONFIG_NAME,
+    config_path: str | Path | None = None,
+    config_dir: str | Path | None = None,
+) -> DictConfig:
+    """One checked configuration.
+
+    Args:
+        overrides: As on the command line, for instance `["env.n=6", "policy=tabular"]`.
+        config_name: The primary configuration.
+        config_path: The folder of the primary configuration; None means the one of the package.
+        config_dir: One more folder to search for groups and files.
+
+    Returns:
+        The composed configuration, every value within its declared range.
+
+    Raises:
+        InputError: One sentence that names the setting, the value and what is allowed.
+    """
+    (config,) = compose_jobs(
+        overrides,
+        config_name=config_name,
+        config_path=config_path,
+        config_dir=config_dir,
+    )
+    return config
+
+
+def compose_jobs(
+    overrides: Sequence[str] = (),
+    *,
+    sweep: bool = False,
+    config_name: str = CONFIG_NAME,
+    config_path: str | Path | None = None,
+    config_dir: str | Path | None = None,
+) -> list[DictConfig]:
+    """The checked configurations of all jobs of a run or, with `sweep`, of a sweep over choices.
+
+    The arguments and errors are those of `compose`. Sweeps that only their sweeper can expand (say,
+    over intervals) give no job here; their jobs are checked when they start.
+    """
+    with _searching(config_path, config_dir) as loader:
+        jobs = _jobs(overrides, loader) if sweep else [list(overrides)]
+        configs = [hydra.compose(config_name, job) for job in jobs]
+    for config in configs:
+        ranges.check(config)
+    return configs
+
+
+def groups(
+    *, config_path: str | Path | None = None, config_dir: str | Path | None = None
+) -> dict[str, list[str]]:
+    """The groups of the search path and their choices; those of schemas and of Hydra left out."""
+    with _searching(config_path, config_dir) as loader:
+        names = [name for name in loader.list_groups("") if name not in ("hydra", "schema")]
+        return {name: loader.get_group_options(name) for name in names}
+
+
+@contextlib.contextmanager
+def _searching(config_path: str | Path | None, config_dir: str | Path | None) -> Iterator[Any]:
+    """Hydra's loader over the search path; what it refuses inside comes out as `InputError`."""
+    schemas.register()
+    folder = Path(config_path) if config_path is not None else home()
+    try:
+        with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            loader: Any = GlobalHydra.instance().config_loader()
+            if config_dir is not None:
+                if not Path(config_dir).is_dir():
+                    raise InputError(f"--config-dir {config_dir} is no folder")
+                path = loader.get_search_path()
+                anchor = SearchPathQuery(provider="schema")
+                path.prepend("command-line", f"file://{Path(config_dir).resolve()}", anchor)
+                loader.repository.initialize_sources(path)
+            yield loader
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(explain(error)) from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        # Hydra's own refusals of a command line, such as a null group choice, are bare ValueErrors.
+        raise InputError(_one_line(str(error))) from None
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error that Hydra or OmegaConf raised over a configuration."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group and error.options:
+            hint = ranges.closest(choice, error.options)
+            return f"{group}={choice} is no choice{hint or ';'} choices: {', '.join(error.options)}"
+        return f"there is no configuration {error.missing_cfg_file} on the search path"
+    if isinstance(error, OverrideParseException):
+        reason = error.message.splitlines()[0]
+        return f"cannot read {error.override!r}: {reason}; write setting=value"
+    if str(error).startswith("Ambiguous value"):
+        override = str(error).splitlines()[0].partition(" argument ")[2]
+        return f"{override} names several values: add -m for one run each, or write [..] for a list"
+    origin = error.__cause__ or error.__context__
+    source = origin if isinstance(origin, OmegaConfBaseException) else error
+    if isinstance(source, OmegaConfBaseException) and source.full_key:
+        place = f"{str(error).partition(':')[0]}: " if str(error).startswith("In '") else ""
+        return place + _explain_key(source)
+    return _one_line(str(error))
+
+
+def _explain_key(error: OmegaConfBaseException) -> str:
+    node: Any = error.parent_node
+    known = isinstance(node, DictConfig)
+    schema = OmegaConf.get_type(node) if known else None
+    names = schemas.field_names(schema)
+    if isinstance(error, ConfigKeyError | AttributeError) and known:
+        siblings = names or [str(key) for key in node if key != "hydra"]
+        return ranges.unknown(str(error.full_key), siblings)
+    if isinstance(error, ValidationError) and error.key in names and schema is not None:
+        rule = ranges.describe(schema, str(error.key))
+        return f"{error.full_key} = {error.value!r} has the wrong type: it must be {rule}"
+    return f"{error.full_key}: {str(error).splitlines()[0]}"
+
+
+def _jobs(overrides: Sequence[str], loader: Any) -> list[list[str]]:
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    options: list[list[str]] = []
+    for override, text in zip(parsed, overrides, strict=True):
+        if not override.is_sweep_override():
+            options.append([text])
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            options.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            return []
+    return [list(job) for job in itertools.product(*options)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("Config search path")[0].split())

@@ -1,0 +1,229 @@
+"""The schema of every configuration group: types, defaults, ranges, and the `_target_` they build.
+
+A YAML file of `conf/GROUP/NAME.yaml` inherits its schema through its defaults list,
+
+    defaults:
+      - /schema/GROUP/NAME@_here_
+
+so a wrong type or an unknown key is refused while Hydra composes; `ranges.check` holds the rest.
+A field has the name of the argument of its `_target_`; the environments are in `environments.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from torchloc.config import environments
+from torchloc.config.ranges import (
+    NONNEGATIVE,
+    POSITIVE,
+    Choices,
+    Range,
+    setting,
+)
+
+
+@dataclass
+class NeighbourhoodScopes:
+    """What agent k acts on, and everything at most `hops` edges upstream of it."""
+
+    _target_: str = "torchloc.graphs.neighbourhood_scopes"
+    _partial_: bool = True
+    hops: int = setting(1, NONNEGATIVE)
+
+
+@dataclass
+class ParentScopes:
+    """The state parents of what agent k acts on."""
+
+    _target_: str = "torchloc.graphs.parent_scopes"
+    _partial_: bool = True
+
+
+@dataclass
+class ExplicitScopes:
+    """One list of coordinates an agent."""
+
+    _target_: str = "torchloc.graphs.as_scopes"
+    _partial_: bool = True
+    _convert_: str = "all"
+    scopes: list[list[int]] = field(default=MISSING)
+
+
+@dataclass
+class TabularPolicy:
+    """One free logit for every local observation and action."""
+
+    _target_: str = "torchloc.policy.SoftmaxPolicy.tabular"
+    _partial_: bool = True
+
+
+@dataclass
+class LinearPolicy:
+    """Logits linear in the one-hot observation."""
+
+    _target_: str = "torchloc.policy.SoftmaxPolicy.linear"
+    _partial_: bool = True
+
+
+@dataclass
+class MLPPolicy:
+    """One multilayer perceptron an agent."""
+
+    _target_: str = "torchloc.policy.SoftmaxPolicy.mlp"
+    _partial_: bool = True
+    _convert_: str = "all"
+    hidden: list[int] = setting([32, 32], Range(1))
+    activation: str = setting("relu", Choices(("relu", "tanh", "gelu")))
+
+
+@dataclass
+class ConstantSchedule:
+    """One temperature throughout."""
+
+    _target_: str = "torchloc.schedules.constant"
+    _partial_: bool = True
+    value: float = setting(1.0, POSITIVE)
+
+
+@dataclass
+class LinearSchedule:
+    """Equal steps from `start` to `end`."""
+
+    _target_: str = "torchloc.schedules.linear"
+    _partial_: bool = True
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+
+
+@dataclass
+class GeometricSchedule:
+    """Equal ratios from `start` to `end`."""
+
+    _target_: str = "torchloc.schedules.geometric"
+    _partial_: bool = True
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+
+
+@dataclass
+class CosineSchedule:
+    """Half a cosine wave from `start` to `end`."""
+
+    _target_: str = "torchloc.schedules.cosine"
+    _partial_: bool = True
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+
+
+@dataclass
+class Improvement:
+    """KL-prox block updates; `prox` is the weight η, null means η = τ."""
+
+    _target_: str = "torchloc.improvement.Improvement"
+    order: str = setting("cyclic", Choices(("cyclic", "jacobi")))
+    objective: str = setting("entropy", Choices(("entropy", "reward")))
+    weighting: str = setting("stationary", Choices(("stationary", "uniform")))
+    prox: float | None = setting(None, NONNEGATIVE)
+
+
+@dataclass
+class Evaluation:
+    """Exact evaluation by enumeration, truncated at κ."""
+
+    kappa: int = setting(3, NONNEGATIVE)
+    discount: float = setting(1.0, Range(0, 1, low_open=True))
+    tolerance: float = setting(1e-10, POSITIVE)
+
+
+@dataclass
+class Trainer:
+    """The loop; `hold` is what stays when τ moves."""
+
+    iterations: int = setting(16, Range(1))
+    hold: str = setting("logits", Choices(("logits", "policy")))
+
+
+@dataclass
+class Checkpoint:
+    """One checkpoint at the end and one every `every` iterations (0: only at the end)."""
+
+    every: int = setting(0, NONNEGATIVE)
+    keep: int = setting(2, Range(1))
+
+
+@dataclass
+class Logging:
+    """What a run writes beside its checkpoints, and whether it draws a progress bar."""
+
+    tensorboard: bool = True
+    heat_maps_every: int = setting(4, NONNEGATIVE)
+    progress: bool = True
+
+
+@dataclass
+class Run:
+    """One training run; groups that users may extend are `Any` and bring their own schema."""
+
+    name: str = "default"
+    seed: int = setting(0, Range(0, 2**63 - 1))
+    env: Any = MISSING
+    scopes: Any = MISSING
+    policy: Any = MISSING
+    schedule: Any = MISSING
+    improvement: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Trainer = field(default_factory=Trainer)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    logging: Logging = field(default_factory=Logging)
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "env": environments.SCHEMAS,
+    "scopes": {
+        "neighbourhood": NeighbourhoodScopes,
+        "parents": ParentScopes,
+        "explicit": ExplicitScopes,
+    },
+    "policy": {"tabular": TabularPolicy, "linear": LinearPolicy, "mlp": MLPPolicy},
+    "schedule": {
+        "constant": ConstantSchedule,
+        "linear": LinearSchedule,
+        "geometric": GeometricSchedule,
+        "cosine": CosineSchedule,
+    },
+    "improvement": {"cyclic": Improvement, "jacobi": Improvement},
+    "evaluation": {"joint": Evaluation},
+}
+
+
+def register() -> None:
+    """Puts the schemas where Hydra finds them; called before composing, any number of times."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=Run, provider="torchloc")
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema, provider="torchloc")
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def folder_name(text: str) -> str:
+    """A string that is safe as one folder name: no separators, at most 120 characters.
+
+    >>> folder_name("env.graph=/data/contacts.csv,seed=1")
+    'env.graph=_data_contacts.csv,seed=1'
+    """
+    safe = "".join(c if c.isalnum() or c in "._-+=,[]" else "_" for c in text)
+    return safe[:120]
+
+
+def field_names(schema: Any) -> list[str]:
+    """The settings of a schema, or nothing where a node has none."""
+    if isinstance(schema, type) and dataclasses.is_dataclass(schema):
+        return [field.name for field in dataclasses.fields(schema)]
+    return []

@@ -1,0 +1,524 @@
+"""Exact evaluation on the joint state space, for models small enough to enumerate.
+
+For a policy π with joint kernel T and closed-loop reward r^π:
+
+    d T = d,   r̄ = d·r^π,   h − T h = r^π − r̄ with d·h = 0                       (average reward, discount 1)
+    ĥ_κ = Σ_{t=0}^{κ} T^t (r^π − r̄)
+    Â(s, a) = r(s, a) − r̄ + Σ_{s'} P(s'|s, a) ĥ(s') − ĥ(s),   g_k(s, a_k) = E_{a_{-k} ~ π} Â(s, a)
+
+With a discount γ < 1, h is the value V = r + γ T V, r̄ = 0, T^t carries γ^t, and d is the discounted occupancy
+(1 − γ) Σ γ^t μ₀ T^t. With the entropy objective, r^π is r^π + Σ_k τ_k Ent π_k throughout (paper, Sections 3-5).
+
+T is applied through its factors (`operator.py`). The two linear systems are made regular by a rank-one term:
+(I − T + 1νᵀ) h = r has h with ν·h = r̄, and its transpose gives d; both regular iff there is one closed class.
+Small systems are solved by LU, large ones by GMRES with refinement; every solve is checked by the two-sided bound
+min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of *any* h (Odoni 1969), whose width is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, gmres
+from torch import Tensor
+
+from torchloc.closed_loop import PolicyTables, entropy_terms, local_classes, reward_terms
+from torchloc.errors import BudgetError, InputError, SolveError
+from torchloc.evaluation.operator import JointOperator, Plan
+from torchloc.evaluation.reachability import closed_classes
+from torchloc.mdp import FactoredMDP, RewardBatch
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import SoftmaxPolicy
+
+Objective = Literal["reward", "entropy"]
+
+STATE_BUDGET = 2**22
+DENSE_STATES = 600
+"""States up to which T is formed and factorised; beyond it, Krylov."""
+TABLE_BUDGET = 2**28
+"""Bytes of a dense table that a caller asks for (transition matrix, joint advantage)."""
+_AXES = 50
+_REFINEMENTS = 12
+
+
+class JointEvaluation:
+    """Exact values of one policy on the joint state space, each computed on first use.
+
+    The policy is read once, when the evaluation is made; changing it later changes nothing here.
+
+    Args:
+        mdp: A model with at most a few million joint states.
+        policy: A policy for it.
+        objective: `reward`, or `entropy` for J_τ = E[r + Σ_k τ_k Ent π_k].
+        discount: γ in (0, 1]; 1 is the average reward.
+        tolerance: Largest Odoni width accepted, in units of max(1, max |r|).
+        plans: Elimination plans shared between evaluations of one model and its scopes (see `renewed`).
+
+    Raises:
+        InputError: Objective, discount or tolerance is out of range, or the policy does not fit the model.
+        BudgetError: More joint states than can be enumerated; the message gives size, bytes and the way out.
+
+    Example:
+        >>> import torchloc as tl
+        >>> from torchloc.environments import sysadmin
+        >>> mdp = sysadmin(n=3)
+        >>> policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+        >>> joint = JointEvaluation(mdp, policy)
+        >>> joint.width < 1e-10 and bool(abs(joint.poisson().mul(joint.stationary).sum()) < 1e-12)
+        True
+    """
+
+    def __init__(
+        self,
+        mdp: FactoredMDP,
+        policy: SoftmaxPolicy,
+        *,
+        objective: Objective = "reward",
+        discount: float = 1.0,
+        tolerance: float = 1e-10,
+        plans: dict[frozenset[int], Plan] | None = None,
+    ) -> None:
+        if objective not in ("reward", "entropy"):
+            raise InputError(f"objective is {objective!r}; choose reward or entropy")
+        if not 0.0 < discount <= 1.0:
+            raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
+        if not tolerance > 0.0:
+            raise InputError(f"tolerance is {tolerance}; it must be > 0")
+        check_budget(mdp)
+        policy.scopes.check(mdp)
+        self.mdp = mdp
+        self.policy = policy
+        self.objective = objective
+        self.discount = discount
+        self.tolerance = tolerance
+        self.shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
+        self._plans = {} if plans is None else plans
+        self._tables = PolicyTables(policy)
+
+    def renewed(self, policy: SoftmaxPolicy) -> JointEvaluation:
+        """The same evaluation of another policy on the same scopes, sharing the elimination plans."""
+        return JointEvaluation(
+            self.mdp,
+            policy,
+            objective=self.objective,
+            discount=self.discount,
+            tolerance=self.tolerance,
+            plans=self._plans,
+        )
+
+    # -- operators ----------------------------------------------------------------------------------
+
+    def law(self, k: int) -> Tensor:
+        """(*S[scope_k], A_k) float64 law of agent k when the evaluation was made."""
+        return self._tables.law(k)
+
+    def operator(self, open_actions: frozenset[int] = frozenset()) -> JointOperator:
+        """T^π; with open actions, the expectation of f given s and those actions."""
+        return JointOperator(self._plan(open_actions), self.mdp, self.law)
+
+    def _plan(self, open_actions: frozenset[int]) -> Plan:
+        if open_actions not in self._plans:
+            self._plans[open_actions] = Plan(self.mdp, list(self.policy.scopes), open_actions)
+        return self._plans[open_actions]
+
+    @cached_property
+    def _step(self) -> JointOperator:
+        return self.operator()
+
+    @cached_property
+    def transition_matrix(self) -> Tensor:
+        """(S, S) float64: row s is the law of the next joint state, states in row-major order.
+
+        Raises:
+            BudgetError: The matrix would not fit.
+        """
+        n = self.mdp.n_states
+        if 8 * n * n > TABLE_BUDGET:
+            raise BudgetError(
+                f"the transition matrix of {n} joint states takes {8 * n * n} bytes, over the budget of "
+                f"{TABLE_BUDGET}; use `operator()`, which applies it without forming it"
+            )
+        eye = torch.eye(n, dtype=torch.float64).reshape(*self.shape, n)
+        return self._step(eye).reshape(n, n)
+
+    # -- reward -------------------------------------------------------------------------------------
+
+    @cached_property
+    def plain_reward(self) -> Tensor:
+        """(*S) float64 closed-loop reward r^π, without entropies."""
+        return self._total(reward_terms(self.mdp, self._tables))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """(*S) float64 Σ_k τ_k Ent π_k."""
+        return self._total(entropy_terms(self._tables))
+
+    @property
+    def reward(self) -> Tensor:
+        """(*S) float64 what is averaged: r^π, plus the entropies for the entropy objective."""
+        if self.objective == "reward":
+            return self.plain_reward
+        return self.plain_reward + self.entropy
+
+    def _total(self, terms: Iterable[tuple[IntArray, Tensor]]) -> Tensor:
+        n = len(self.shape)
+        total = torch.zeros(self.shape, dtype=torch.float64)
+        for union, values in terms:
+            for row in range(len(union)):
+                total += on_axes(values[row if len(values) > 1 else 0], union[row].tolist(), n)
+        return total
+
+    def _reward_given(self, k: int) -> Tensor:
+        """(*S, A_k): E[r | s, a_k] under the other agents' laws, plus this policy's entropies."""
+        total = self.reward.unsqueeze(-1).expand(*self.shape, int(self.mdp.action_sizes[k])).clone()
+        for batch in self.mdp.rewards:
+            for row in np.flatnonzero((batch.actions == k).any(axis=1)):
+                table = batch.table[row if len(batch.table) > 1 else 0][None]
+                single = RewardBatch(batch.states[row][None], batch.actions[row][None], table)
+                position = int(np.argmax(batch.actions[row] == k))
+                for local in local_classes(single, self._tables):
+                    union = local.union[0].tolist()
+                    n = len(self.shape)
+                    given = on_axes(local.averaged(self._tables, [position])[0], union, n)
+                    mean = on_axes(local.averaged(self._tables)[0], union, n)
+                    total += given - mean.unsqueeze(-1)
+        return total
+
+    # -- solves -------------------------------------------------------------------------------------
+
+    @cached_property
+    def n_closed_classes(self) -> int:
+        """Number of closed classes of the chain.
+
+        Raises:
+            SolveError: More than one, for which average-reward quantities depend on the start.
+        """
+        support = JointOperator(self._plan(frozenset()), self.mdp, self.law, support=True)
+        found = closed_classes(support, self.shape)
+        if len(found) > 1:
+            states = "; ".join(
+                f"class {i}: state {np.unravel_index(s, self.shape)}".replace("np.int64", "")
+                for i, s in enumerate(found[:4])
+            )
+            raise SolveError(
+                f"the chain has {len(found)} closed classes ({states}{'; …' if len(found) > 4 else ''}), "
+                f"so its average reward depends on the start; add noise to the deterministic laws, raise "
+                f"the temperature, or use a discount below 1"
+            )
+        return len(found)
+
+    @cached_property
+    def _solver(self) -> _Solver:
+        if self.discount == 1.0:
+            _ = self.n_closed_classes
+        dense = self.transition_matrix if self.mdp.n_states <= DENSE_STATES else None
+        return _Solver(self._step, self.shape, self.discount, dense)
+
+    @cached_property
+    def stationary(self) -> Tensor:
+        """(*S) float64 stationary law d; with a discount, the occupancy (1 − γ) Σ γ^t μ₀ T^t.
+
+        Nonnegative and summing to 1; ‖d T − d‖₁ (or its discounted form) is `stationary_residual`.
+
+        Raises:
+            SolveError: Several closed classes, or the residual stays over tolerance.
+        """
+        return self._stationary[0]
+
+    @property
+    def stationary_residual(self) -> float:
+        """‖d T − d‖₁, or ‖d − (1 − γ) μ₀ − γ d T‖₁ with a discount, of the law that is returned."""
+        return self._stationary[1]
+
+    @cached_property
+    def _stationary(self) -> tuple[Tensor, float]:
+        start = self.initial if self.discount < 1.0 else None
+
+        def residual(law: Tensor) -> Tensor:
+            moved = self._step.adjoint(law)
+            if start is None:
+                return moved - law
+            return (1.0 - self.discount) * start + self.discount * moved - law
+
+        law = torch.zeros(self.shape, dtype=torch.float64)
+        right = torch.full(self.shape, 1.0 / self.mdp.n_states, dtype=torch.float64)
+        if start is not None:
+            right = (1.0 - self.discount) * start
+        best, best_error = law, np.inf
+        for _ in range(_REFINEMENTS):
+            law = law + self._solver.solve_adjoint(right - self._solver.apply_adjoint(law))
+            clipped = law.clamp(min=0.0)
+            clipped = clipped / clipped.sum()
+            error = float(residual(clipped).abs().sum())
+            if error < best_error:
+                improved = error < 0.5 * best_error
+                best, best_error = clipped, error
+            else:
+                improved = False
+            if best_error <= 1e-3 * self.tolerance or not improved:
+                break
+        if not best_error <= self.tolerance:
+            raise SolveError(
+                f"the stationary law has residual {best_error:.3g}, over the tolerance "
+                f"{self.tolerance:.3g}; the chain mixes too slowly for this solver: raise the tolerance "
+                f"or the temperature"
+            )
+        return best, best_error
+
+    @cached_property
+    def initial(self) -> Tensor:
+        """(*S) product law of the first state; uniform where the model names none."""
+        return initial_law(self.mdp)
+
+    @cached_property
+    def _values(self) -> tuple[Tensor, float, float]:
+        """h up to a constant, and the Odoni bounds (or bounds on the residual with a discount)."""
+        reward = self.reward
+        scale = max(1.0, float(reward.abs().max()))
+        values = torch.zeros(self.shape, dtype=torch.float64)
+        best = (values, -np.inf, np.inf)
+        for _ in range(_REFINEMENTS):
+            values = values + self._solver.solve(reward - self._solver.apply(values))
+            drift = reward + self.discount * self._step(values) - values
+            low, high = float(drift.min()), float(drift.max())
+            if high - low >= best[2] - best[1]:
+                break
+            improved = high - low < 0.5 * (best[2] - best[1])
+            best = (values, low, high)
+            if high - low <= 1e-2 * self.tolerance * scale or not improved:
+                break
+        width = best[2] - best[1] if self.discount == 1.0 else max(-best[1], best[2])
+        if not width <= self.tolerance * scale:
+            raise SolveError(
+                f"the Poisson equation was solved to width {width:.3g}, over the tolerance "
+                f"{self.tolerance * scale:.3g}; the chain mixes too slowly for this solver: raise the "
+                f"tolerance or the temperature"
+            )
+        return best
+
+    @property
+    def average_reward_bounds(self) -> tuple[float, float]:
+        """lower ≤ r̄ ≤ upper, the two-sided bound of Odoni from the computed h (discount 1 only)."""
+        _, low, high = self._values
+        return low, high
+
+    @property
+    def width(self) -> float:
+        """Odoni width upper − lower; with a discount, a bound on |V − V_true| instead."""
+        _, low, high = self._values
+        return high - low if self.discount == 1.0 else max(-low, high, 0.0) / (1.0 - self.discount)
+
+    @property
+    def average_reward(self) -> float:
+        """r̄ (J_τ for the entropy objective), within half the width; per step of the whole system.
+
+        Raises:
+            InputError: With a discount below 1, where the run's number is `value`.
+        """
+        if self.discount < 1.0:
+            raise InputError(
+                f"discount is {self.discount}: an average reward needs discount 1; use `value`"
+            )
+        low, high = self.average_reward_bounds
+        return 0.5 * (low + high)
+
+    @property
+    def value(self) -> float:
+        """What the run maximises: r̄ at discount 1, else μ₀·V (both with entropies if so asked)."""
+        if self.discount == 1.0:
+            return self.average_reward
+        return float((self.initial * self.poisson()).sum())
+
+    @property
+    def reward_rate(self) -> float:
+        """d·r^π without the entropies: the plain reward per step under `stationary`."""
+        return float((self.stationary * self.plain_reward).sum())
+
+    @property
+    def entropy_rate(self) -> float:
+        """d·Σ_k τ_k Ent π_k under `stationary`."""
+        return float((self.stationary * self.entropy).sum())
+
+    def poisson(self) -> Tensor:
+        """(*S) float64 solution h of the Poisson equation with d·h = 0; the value V with a discount."""
+        values, _, _ = self._values
+        if self.discount < 1.0:
+            return values
+        return values - (self.stationary * values).sum()
+
+    # -- truncated quantities -----------------------------------------------------------------------
+
+    def truncated_value(self, kappa: int) -> Tensor:
+        """(*S) ĥ_κ = Σ_{t=0}^{κ} (γT)^t (r^π − r̄), with r̄ = 0 if γ < 1 (paper, Section 5, step 2).
+
+        Raises:
+            InputError: κ is negative.
+        """
+        if kappa < 0:
+            raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
+        centre = self.average_reward if self.discount == 1.0 else 0.0
+        term = self.reward - centre
+        total = term.clone()
+        for _ in range(int(kappa)):
+            term = self.discount * self._step(term)
+            total += term
+        return total
+
+    def _surrogate(self, kappa: int | None) -> Tensor:
+        return self.poisson() if kappa is None else self.truncated_value(kappa)
+
+    def advantage(self, kappa: int | None = None) -> Tensor:
+        """(*S, *A) Â_κ(s, a) = r(s, a) − r̄ + γ E[ĥ_κ(s') | s, a] − ĥ_κ(s); κ = None uses h itself.
+
+        With the entropy objective r includes the entropies of the policy, which no action changes.
+
+        Raises:
+            BudgetError: The table would not fit.
+        """
+        size = 8 * self.mdp.n_states * self.mdp.n_joint_actions
+        if size > TABLE_BUDGET:
+            raise BudgetError(
+                f"the joint advantage takes {size} bytes ({self.mdp.n_states} states × "
+                f"{self.mdp.n_joint_actions} joint actions), over the budget of {TABLE_BUDGET}; use "
+                f"`block_logits`, one agent at a time"
+            )
+        values = self._surrogate(kappa)
+        n_agents = self.mdp.n_agents
+        move = self.operator(frozenset(range(n_agents)))(values)
+        centre = self.average_reward if self.discount == 1.0 else 0.0
+        state_part = (self.reward - self.plain_reward) - centre - values
+        total = self.discount * move + state_part.reshape(*self.shape, *(1,) * n_agents)
+        return total + joint_reward(self.mdp)
+
+    def block_logits(self, k: int, kappa: int | None = None) -> Tensor:
+        """(*S, A_k) g_k(s, a_k) = E_{a_{-k} ~ π} Â_κ(s, (a_k, a_{-k})); κ = None uses h itself.
+
+        Raises:
+            InputError: No such agent, or κ negative.
+        """
+        if not 0 <= k < self.mdp.n_agents:
+            raise InputError(f"k is {k}; the model has {self.mdp.n_agents} agents, numbered from 0")
+        values = self._surrogate(kappa)
+        move = self.operator(frozenset([k]))(values)
+        centre = self.average_reward if self.discount == 1.0 else 0.0
+        return self._reward_given(k) + self.discount * move - (values + centre).unsqueeze(-1)
+
+    def over_scope(self, k: int, values: Tensor) -> Tensor:
+        """(*S, …) → (R, S/R, …): scope states of agent k first, the unseen coordinates second."""
+        scope = list(self.policy.scopes[k])
+        unseen = [i for i in range(len(self.shape)) if i not in scope]
+        tail = values.shape[len(self.shape) :]
+        order = [*scope, *unseen, *range(len(self.shape), values.ndim)]
+        n_rows = int(np.prod([self.shape[i] for i in scope], dtype=np.int64))
+        return values.permute(order).reshape(n_rows, -1, *tail)
+
+
+def on_axes(values: Tensor, axes: list[int], n_axes: int) -> Tensor:
+    """A table whose leading axes are `axes`, as a tensor on all `n_axes` axes (size 1 where not read), then the rest."""
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    shape = [1] * n_axes
+    for position in order:
+        shape[axes[position]] = values.shape[position]
+    rest = range(len(axes), values.ndim)
+    return values.permute(*order, *rest).reshape(*shape, *values.shape[len(axes) :])
+
+
+def joint_reward(mdp: FactoredMDP) -> Tensor:
+    """(*S or 1, *A or 1) float64 r(s, a), broadcastable to all joint states and actions."""
+    n, n_axes = mdp.n_coordinates, mdp.n_coordinates + mdp.n_agents
+    total = torch.zeros((1,) * n_axes, dtype=torch.float64)
+    for batch in mdp.rewards:
+        for row in range(len(batch)):
+            table = torch.tensor(batch.table[row if len(batch.table) > 1 else 0])
+            axes = [*batch.states[row].tolist(), *(n + batch.actions[row]).tolist()]
+            total = total + on_axes(table, axes, n_axes)
+    return total
+
+
+def initial_law(mdp: FactoredMDP) -> Tensor:
+    """(*S) float64 product law of the first state; uniform where the model names none."""
+    n = mdp.n_coordinates
+    law = torch.ones((1,) * n, dtype=torch.float64)
+    for i, size in enumerate(mdp.state_sizes.tolist()):
+        single = np.full(size, 1.0 / size) if mdp.initial is None else mdp.initial[i, :size]
+        law = law * on_axes(torch.tensor(single), [i], n)
+    return law
+
+
+def check_budget(mdp: FactoredMDP) -> None:
+    """Refuses models whose joint states cannot be enumerated.
+
+    Raises:
+        BudgetError: With the size, the bytes and the way out.
+    """
+    if mdp.n_states > STATE_BUDGET or mdp.n_coordinates > _AXES:
+        size = mdp.n_states
+        shown = str(size) if size < 10**12 else f"about 10^{len(str(size)) - 1}"
+        bytes_ = str(8 * size) if size < 10**12 else f"about 10^{len(str(8 * size)) - 1}"
+        raise BudgetError(
+            f"the joint engine enumerates all joint states, and this model has {shown} "
+            f"({bytes_} bytes a vector) over {mdp.n_coordinates} coordinates; the budget is "
+            f"{STATE_BUDGET} states and {_AXES} coordinates: use a smaller model, or an engine that "
+            f"works on balls of the dependency graph"
+        )
+
+
+class _Solver:
+    """(I − γT + 1νᵀ) and its transpose, the rank-one term only at γ = 1; ν uniform."""
+
+    def __init__(
+        self, step: JointOperator, shape: tuple[int, ...], discount: float, dense: Tensor | None
+    ) -> None:
+        self._step = step
+        self._shape = shape
+        self._discount = discount
+        self._rank_one = discount == 1.0
+        self._factors: tuple[Tensor, Tensor] | None = None
+        if dense is not None:
+            n = len(dense)
+            system = torch.eye(n, dtype=torch.float64) - discount * dense
+            if self._rank_one:
+                system = system + 1.0 / n
+            factors, pivots = torch.linalg.lu_factor(system)
+            self._factors = (factors, pivots)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """(I − γT + 1νᵀ) h."""
+        result = values - self._discount * self._step(values)
+        return result + values.mean() if self._rank_one else result
+
+    def apply_adjoint(self, law: Tensor) -> Tensor:
+        """(I − γTᵀ + ν1ᵀ) d."""
+        result = law - self._discount * self._step.adjoint(law)
+        return result + law.mean() if self._rank_one else result
+
+    def solve(self, right: Tensor) -> Tensor:
+        """An approximate h with (I − γT + 1νᵀ) h = right; call again on the residual to refine."""
+        return self._solve(right, self.apply, adjoint=False)
+
+    def solve_adjoint(self, right: Tensor) -> Tensor:
+        """An approximate d with (I − γTᵀ + ν1ᵀ) d = right; call again on the residual to refine."""
+        return self._solve(right, self.apply_adjoint, adjoint=True)
+
+    def _solve(
+        self, right: Tensor, apply: Callable[[Tensor], Tensor], *, adjoint: bool
+    ) -> Tensor:
+        if self._factors is not None:
+            column = right.reshape(-1, 1)
+            return torch.linalg.lu_solve(*self._factors, column, adjoint=adjoint).reshape(
+                self._shape
+            )
+        n = right.numel()
+
+        def matvec(vector: np.ndarray) -> np.ndarray:
+            return apply(torch.from_numpy(vector).reshape(self._shape)).reshape(-1).numpy()
+
+        operator = LinearOperator((n, n), matvec=matvec, dtype=np.float64)
+        solution, _ = gmres(
+            operator, right.reshape(-1).numpy(), rtol=1e-7, atol=0.0, restart=40, maxiter=5
+        )
+        return torch.from_numpy(solution).reshape(self._shape)

@@ -1,0 +1,20 @@
+"""KL-prox block updates, the fit of a network to their targets, and the ledger of what each was worth."""
+
+from torchloc.improvement.fit import FitReport, fit_logits
+from torchloc.improvement.ledger import BlockRecord, block_record
+from torchloc.improvement.prox import BlockTarget, block_target, log_law, prox_logits
+from torchloc.improvement.sweep import Improvement, cyclic_sweep, jacobi_sweep
+
+__all__ = [
+    "BlockRecord",
+    "BlockTarget",
+    "FitReport",
+    "Improvement",
+    "block_record",
+    "block_target",
+    "cyclic_sweep",
+    "fit_logits",
+    "jacobi_sweep",
+    "log_law",
+    "prox_logits",
+]
