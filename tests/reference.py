@@ -32,7 +32,7 @@ def grid(sizes: Sequence[int]) -> Array:
     return np.array(points, int).reshape(len(points), len(sizes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """Kernel j drives coordinate j: (states, actions, table (*S[states], *A[actions], S_j)).
 
@@ -61,7 +61,7 @@ class Model:
         return grid(self.action_sizes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """pi_k = softmax(z_k / tau_k) on O_k; z_k = `logits[k]`: (*S[scope_k], A_k), -inf allowed."""
 
@@ -386,6 +386,7 @@ def coupled_distance(model: Model, policy: Policy, steps: int) -> Array:
 
     One coupled step from (s, t): the shared actions by `shared_coupling`; given them, the
     coordinates independently, each by `maximal_coupling` of P~_j(. | s, A) and P~_j(. | t, A').
+    Needs |S|^4 numbers: for at most some 50 joint states.
     """
     distance = (model.states[:, None] != model.states[None]).astype(float)
     if steps == 0:
@@ -513,7 +514,7 @@ def discounted_occupancy(matrix: Array, initial: Array, discount: float) -> Arra
     return (1 - discount) * np.linalg.solve((np.eye(len(matrix)) - discount * matrix).T, initial)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
     """A policy's chain: kernel, matrix, (augmented) reward, stationary law, average, Poisson h."""
 

@@ -135,6 +135,7 @@ def test_line_kappa_sweeps_kappa_alone() -> None:
         ("experiment=zzz", "experiment=zzz is no choice; choices: "),
         ("env=null", "Config group override must be a string or a list"),
         ("~env", "env is required: give env=…"),
+        ("~logging", "logging was taken out: it is needed"),
         ("scopes=explicit", "scopes.scopes is required: give scopes.scopes=…"),
         ("env.n=${nothing}", "env.n: Interpolation key 'nothing' not found"),
         ("env.n=[1", "cannot read 'env.n=[1': "),

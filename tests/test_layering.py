@@ -29,6 +29,7 @@ ROOMS = (
     "improvement",
     "schedules",
     "checkpoint",
+    "measures",
     "trainer",
     "callbacks",
     "interop",

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchloc.errors import BudgetError, InputError, SolveError
+    from torchloc.evaluation.joint import JointEvaluation
     from torchloc.graphs import neighbourhood_scopes
+    from torchloc.lipschitz import LipschitzMonitor
     from torchloc.mdp import FactoredMDP, KernelBatch, LocalKernel, LocalReward, RewardBatch
+    from torchloc.policy import SoftmaxPolicy
+    from torchloc.sensitivity import (
+        action_sensitivity,
+        influence,
+        policy_sensitivity,
+        state_sensitivity,
+    )
 
 __version__ = "0.1.0"
 
@@ -20,24 +29,38 @@ _MODULES = {
     "BudgetError": "torchloc.errors",
     "FactoredMDP": "torchloc.mdp",
     "InputError": "torchloc.errors",
+    "JointEvaluation": "torchloc.evaluation.joint",
     "KernelBatch": "torchloc.mdp",
+    "LipschitzMonitor": "torchloc.lipschitz",
     "LocalKernel": "torchloc.mdp",
     "LocalReward": "torchloc.mdp",
     "RewardBatch": "torchloc.mdp",
+    "SoftmaxPolicy": "torchloc.policy",
     "SolveError": "torchloc.errors",
+    "action_sensitivity": "torchloc.sensitivity",
+    "influence": "torchloc.sensitivity",
     "neighbourhood_scopes": "torchloc.graphs",
+    "policy_sensitivity": "torchloc.sensitivity",
+    "state_sensitivity": "torchloc.sensitivity",
 }
 
 __all__ = [
     "BudgetError",
     "FactoredMDP",
     "InputError",
+    "JointEvaluation",
     "KernelBatch",
+    "LipschitzMonitor",
     "LocalKernel",
     "LocalReward",
     "RewardBatch",
+    "SoftmaxPolicy",
     "SolveError",
+    "action_sensitivity",
+    "influence",
     "neighbourhood_scopes",
+    "policy_sensitivity",
+    "state_sensitivity",
 ]
 
 

@@ -75,25 +75,24 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
 
     # Late, because they import torch.
     from torchloc import callbacks
-    from torchloc.trainer import Trainer
+    from torchloc.trainer import Callback, Trainer
 
-    saving = cfg.checkpoint
-    hooks: list[Any] = [callbacks.Checkpoint(folder, every=saving.every, keep=saving.keep)]
-    if cfg.logging.tensorboard:
-        hooks.append(
-            callbacks.TensorBoard(
-                folder,
-                heat_maps_every=cfg.logging.heat_maps_every,
-                configuration=OmegaConf.to_yaml(cfg, resolve=True),
-            )
-        )
-    hooks.append(callbacks.Progress(enabled=cfg.logging.progress))
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    saving, logging = cfg.checkpoint, cfg.logging
+    hooks: list[Callback] = [
+        callbacks.Checkpoint(folder, every=saving.every, keep=saving.keep, configuration=text)
+    ]
+    if logging.tensorboard:
+        every = logging.heat_maps_every
+        hooks.append(callbacks.TensorBoard(folder, heat_maps_every=every, configuration=text))
+    shown = folder if logging.tensorboard else None
+    hooks.append(callbacks.ProgressBar(enabled=logging.progress, folder=shown))
     Trainer(
         mdp,
         build(cfg.policy)(mdp, scopes, temperature=schedule(0.0), seed=cfg.seed),
         schedule=schedule,
         improvement=build(cfg.improvement),
-        evaluation=cfg.evaluation,
+        evaluation=build(cfg.evaluation),
         iterations=cfg.trainer.iterations,
         hold=cfg.trainer.hold,
         callbacks=hooks,

@@ -161,7 +161,7 @@ def local_classes(
     actions = batch.actions
     groups = tables.group_of[actions]
     kinds = groups if flags is None else np.concatenate([groups, flags], axis=1)
-    for kind, rows in _classes(kinds):
+    for kind, rows in equal_rows(kinds):
         q = actions.shape[1]
         members = [tables.groups[index] for index in kind[:q]]
         seen = [
@@ -169,8 +169,7 @@ def local_classes(
         ]
         columns = np.concatenate([batch.states[rows], *seen], axis=1)
         sizes = np.array([*batch.state_shape, *(s for member in members for s in member.sizes)])
-        firsts = (columns[:, :, None] == columns[:, None, :]).argmax(axis=2)
-        for pattern, inner in _classes(firsts):
+        for pattern, inner in equal_rows(first_places(columns)):
             kept = [c for c, at in enumerate(pattern) if at == c]
             place = [kept.index(at) for at in pattern]
             starts = np.cumsum([batch.states.shape[1], *(s.shape[1] for s in seen)])
@@ -192,7 +191,14 @@ def local_classes(
             )
 
 
-def _classes(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
+def first_places(columns: IntArray) -> IntArray:
+    """(B, c): for each entry the first column of its row that holds the same number."""
+    if columns.shape[1] == 0:
+        return columns
+    return (columns[:, :, None] == columns[:, None, :]).argmax(axis=2)
+
+
+def equal_rows(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
     """(distinct row, where it stands) of an integer matrix (B, c)."""
     if keys.shape[1] == 0:
         if len(keys):

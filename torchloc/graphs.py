@@ -129,8 +129,8 @@ class Scopes:
         if len(self.indices) and int(self.indices.max()) >= mdp.n_coordinates:
             place = int(np.argmax(self.indices >= mdp.n_coordinates))
             raise InputError(
-                f"scope of agent {self._agent(place)}: coordinate {int(self.indices[place])} is out of range; "
-                f"the model has {mdp.n_coordinates} coordinates, numbered from 0"
+                f"scope of agent {self._agent(place)}: coordinate {int(self.indices[place])} is "
+                f"out of range; the model has {mdp.n_coordinates} coordinates, numbered from 0"
             )
 
 

@@ -45,12 +45,11 @@ def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
     result = torch.zeros(table.shape[0], m, dtype=table.dtype)
     if m == 0:
         return result
+    finite = torch.isfinite(table)
     if span:
-        finite = torch.isfinite(table)
-        filled = torch.where(finite, table, 0.0)
-        values = filled[..., :, None] - filled[..., None, :]
+        both = finite[..., :, None] & finite[..., None, :]
+        values = torch.where(both, table[..., :, None] - table[..., None, :], 0.0)
     else:
-        finite = torch.isfinite(table)
         values = torch.where(finite, centred(table), 0.0)
     for i in range(m):
         spread = (values.amax(dim=i + 1) - values.amin(dim=i + 1)).reshape(len(table), -1).amax(dim=1)

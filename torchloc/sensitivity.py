@@ -25,7 +25,14 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from torchloc.closed_loop import ENTRY_BUDGET, LocalClass, PolicyTables, local_classes
+from torchloc.closed_loop import (
+    ENTRY_BUDGET,
+    LocalClass,
+    PolicyTables,
+    equal_rows,
+    first_places,
+    local_classes,
+)
 from torchloc.errors import BudgetError, InputError
 from torchloc.lipschitz import logit_lipschitz, logit_span, scope_matrix
 from torchloc.mdp import FactoredMDP
@@ -59,14 +66,15 @@ def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
 def _scatter(
     parts: list[tuple[IntArray, IntArray, np.ndarray]], shape: tuple[int, int]
 ) -> sp.csr_array:
-    rows = [np.repeat(sites, causes.shape[1]) for sites, causes, _ in parts]
-    values = [np.broadcast_to(value, causes.shape).ravel() for _, causes, value in parts]
+    """CSR from (influenced (B,), causes (B, c), values (B or 1, c)) parts."""
+    none = np.zeros(0, dtype=np.int64)
+    rows = [none] + [np.repeat(sites, causes.shape[1]) for sites, causes, _ in parts]
+    columns = [none] + [causes.ravel() for _, causes, _ in parts]
+    values = [none.astype(np.float64)]
+    values += [np.broadcast_to(value, causes.shape).ravel() for _, causes, value in parts]
+    entries = np.concatenate(values)
     matrix = sp.csr_array(
-        (
-            np.concatenate(values),
-            (np.concatenate(rows), np.concatenate([causes.ravel() for _, causes, _ in parts])),
-        ),
-        shape=shape,
+        (entries, (np.concatenate(rows), np.concatenate(columns))), shape=shape
     )
     matrix.eliminate_zeros()
     return matrix
@@ -150,32 +158,23 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
             f"action_sup needs one agent a coordinate, but the model has {mdp.n_coordinates} "
             f"coordinates and {mdp.n_agents} agents"
         )
-    rows, columns, values = [], [], []
+    parts = []
     for batch in mdp.kernels:
         causes = np.concatenate([batch.states, batch.actions], axis=1)
-        firsts = (causes[:, :, None] == causes[:, None, :]).argmax(axis=2)
-        patterns, inverse = np.unique(firsts, axis=0, return_inverse=True)
-        for index, pattern in enumerate(patterns.tolist()):
-            members = np.flatnonzero(inverse.reshape(-1) == index)
+        for pattern, members in equal_rows(first_places(causes)):
             table = batch.table if len(batch.table) == 1 else batch.table[members]
             for column in sorted(set(pattern)):
                 axes = [1 + c for c, at in enumerate(pattern) if at == column]
                 merged = np.moveaxis(table, axes, range(1, 1 + len(axes)))
-                flat = merged.reshape(len(table), math.prod(merged.shape[1 : 1 + len(axes)]), -1)
-                flat = flat.reshape(*flat.shape[:2], -1, table.shape[-1])
-                worst = np.zeros(len(table))
-                for x, y in itertools.combinations(range(flat.shape[1]), 2):
+                n_values = math.prod(merged.shape[1 : 1 + len(axes)])
+                flat = merged.reshape(len(table), n_values, -1, table.shape[-1])
+                worst = np.zeros((len(table), 1))
+                for x, y in itertools.combinations(range(n_values), 2):
                     distance = 0.5 * np.abs(flat[:, x] - flat[:, y]).sum(axis=-1)
-                    worst = np.maximum(worst, distance.max(axis=1))
-                rows.append(batch.coordinates[members])
-                columns.append(causes[members, column])
-                values.append(np.broadcast_to(np.minimum(worst, 1.0), len(members)))
-    matrix = sp.csr_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
-        shape=(mdp.n_coordinates,) * 2,
-    )
-    matrix.eliminate_zeros()
-    return matrix
+                    np.maximum(worst[:, 0], distance.max(axis=1), out=worst[:, 0])
+                sites, cause = batch.coordinates[members], causes[members, column, None]
+                parts.append((sites, cause, np.minimum(worst, 1.0)))
+    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
 
 
 def coupled_influence(

@@ -158,6 +158,9 @@ def check(config: DictConfig) -> None:
         if schema is None or not dataclasses.is_dataclass(schema):
             continue
         fields = {field.name: field for field in dataclasses.fields(schema)}
+        removed = next((name for name in fields if name not in node.keys()), None)
+        if removed is not None:
+            raise InputError(f"{prefix}{removed} was taken out: it is needed, give it a value")
         for key in node:
             if key not in fields:
                 raise InputError(unknown(f"{prefix}{key}", list(fields)))

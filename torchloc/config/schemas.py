@@ -123,19 +123,22 @@ class CosineSchedule:
 
 @dataclass
 class Improvement:
-    """KL-prox block updates; `prox` is the weight η, null means η = τ."""
+    """KL-prox block updates; `prox` is the weight η, null means η = τ; `fit_*` for networks."""
 
     _target_: str = "torchloc.improvement.Improvement"
     order: str = setting("cyclic", Choices(("cyclic", "jacobi")))
     objective: str = setting("entropy", Choices(("entropy", "reward")))
     weighting: str = setting("stationary", Choices(("stationary", "uniform")))
     prox: float | None = setting(None, NONNEGATIVE)
+    fit_steps: int = setting(60, Range(1))
+    fit_tolerance: float = setting(1e-10, POSITIVE)
 
 
 @dataclass
 class Evaluation:
-    """Exact evaluation by enumeration, truncated at κ."""
+    """Exact evaluation by enumeration, with advantages truncated at κ."""
 
+    _target_: str = "torchloc.trainer.Evaluation"
     kappa: int = setting(3, NONNEGATIVE)
     discount: float = setting(1.0, Range(0, 1, low_open=True))
     tolerance: float = setting(1e-10, POSITIVE)

@@ -200,12 +200,13 @@ class JointEvaluation:
         support = JointOperator(self._plan(frozenset()), self.mdp, self.law, support=True)
         found = closed_classes(support, self.shape)
         if len(found) > 1:
-            states = "; ".join(
-                f"class {i}: state {np.unravel_index(s, self.shape)}".replace("np.int64", "")
-                for i, s in enumerate(found[:4])
+            states = ", ".join(
+                str(tuple(int(x) for x in np.unravel_index(state, self.shape)))
+                for state in found[:4]
             )
             raise SolveError(
-                f"the chain has {len(found)} closed classes ({states}{'; …' if len(found) > 4 else ''}), "
+                f"the chain has {len(found)} closed classes (one state of each: "
+                f"{states}{', …' if len(found) > 4 else ''}), "
                 f"so its average reward depends on the start; add noise to the deterministic laws, raise "
                 f"the temperature, or use a discount below 1"
             )
@@ -418,13 +419,13 @@ class JointEvaluation:
 
 
 def on_axes(values: Tensor, axes: list[int], n_axes: int) -> Tensor:
-    """A table whose leading axes are `axes`, as a tensor on all `n_axes` axes (size 1 where not read), then the rest."""
+    """A table with leading axes `axes` on all `n_axes` axes, size 1 where not read; its further axes follow."""
     order = sorted(range(len(axes)), key=axes.__getitem__)
     shape = [1] * n_axes
     for position in order:
         shape[axes[position]] = values.shape[position]
     rest = range(len(axes), values.ndim)
-    return values.permute(*order, *rest).reshape(*shape, *values.shape[len(axes) :])
+    return values.permute([*order, *rest]).reshape([*shape, *values.shape[len(axes) :]])
 
 
 def joint_reward(mdp: FactoredMDP) -> Tensor:

@@ -1,0 +1,269 @@
+"""What listens to a run: TensorBoard, checkpoints, the progress bar and the closing table."""
+
+from __future__ import annotations
+
+import math
+import sys
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from torchloc import checkpoint
+from torchloc.lipschitz import logit_lipschitz
+from torchloc.sensitivity import policy_sensitivity
+from torchloc.trainer import Callback, Trainer, TrainState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LARGEST_MAP = 256
+"""Rows of the largest matrix that is drawn cell by cell; larger ones are averaged into blocks."""
+
+
+class TensorBoard(Callback):
+    """Scalars an iteration, heat maps of H, Π and L, and the configuration as text.
+
+    Args:
+        folder: Where event files go.
+        heat_maps_every: Iterations between heat maps; 0: only after the last one.
+        configuration: Shown as text.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        heat_maps_every: int = 4,
+        configuration: str = "",
+    ) -> None:
+        self.folder = Path(folder)
+        self.heat_maps_every = heat_maps_every
+        self.configuration = configuration
+        self._writer: SummaryWriter | None = None
+
+    def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
+        self._writer = SummaryWriter(str(self.folder))
+        if self.configuration:
+            indented = "\n".join(f"    {line}" for line in self.configuration.splitlines())
+            self._writer.add_text("configuration", indented)
+
+    def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        for tag, value in state.metrics.items():
+            writer.add_scalar(tag, value, state.iteration)
+        last = state.iteration == trainer.iterations
+        if last or (self.heat_maps_every and state.iteration % self.heat_maps_every == 0):
+            for name, matrix in matrices(state).items():
+                figure = heat_map(matrix, name)
+                writer.add_figure(f"matrix/{name}", figure, state.iteration)
+
+    def on_run_end(
+        self, trainer: Trainer, state: TrainState, error: BaseException | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def matrices(state: TrainState) -> dict[str, Any]:
+    """The matrices that are drawn: influence on the sharpest and the paper's rung, Π and L."""
+    if state.certificate is None:
+        return {}
+    return {
+        "H_coupled": state.certificate["coupled"].matrix,
+        "H_paper": state.certificate["paper"].matrix,
+        "Pi_exact": policy_sensitivity(state.policy, "exact"),
+        "L": logit_lipschitz(state.policy),
+    }
+
+
+_AXES = {
+    "H": ("cause: coordinate i", "influenced: coordinate j"),
+    "Pi": ("cause: coordinate i", "agent k"),
+    "L": ("cause: coordinate i", "agent k"),
+}
+
+
+def heat_map(matrix: Any, name: str) -> Figure:
+    """A matrix as a picture; above `LARGEST_MAP` rows or columns, block maxima.
+
+    Args:
+        matrix: (rows, columns) sparse.
+        name: `H_…`, `Pi_…` or `L`: says what the axes are.
+    """
+    from matplotlib.figure import Figure
+
+    dense = coarse(matrix)
+    shown = np.where(np.isfinite(dense), dense, np.nan)
+    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap="viridis", vmin=0.0, interpolation="nearest", aspect="auto")
+    figure.colorbar(image, ax=axes)
+    across, down = _AXES[name.split("_")[0]]
+    axes.set(xlabel=across, ylabel=down, title=name.replace("_", " "))
+    if dense.shape != matrix.shape:
+        axes.set_title(f"{name.replace('_', ' ')} (block maxima of {matrix.shape[0]} rows)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def coarse(matrix: Any) -> np.ndarray:
+    """A sparse matrix as a dense one of at most `LARGEST_MAP` rows and columns, by block maxima."""
+    coo = matrix.tocoo()
+    steps = [-(-size // LARGEST_MAP) for size in matrix.shape]
+    shape = [max(-(-size // step), 1) for size, step in zip(matrix.shape, steps, strict=True)]
+    dense = np.zeros(shape)
+    np.maximum.at(dense, (coo.coords[0] // steps[0], coo.coords[1] // steps[1]), coo.data)
+    return dense
+
+
+class Checkpoint(Callback):
+    """Saves every `every` iterations (0: never before the end) and at the end, also when interrupted.
+
+    Args:
+        folder: The run folder.
+        every: Iterations between checkpoints.
+        keep: How many of the newest stay.
+        configuration: Stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        every: int = 0,
+        keep: int = 2,
+        configuration: str = "",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+        self.configuration = configuration
+        self.saved: Path | None = None
+
+    def _save(self, state: TrainState) -> None:
+        self.saved = checkpoint.save(
+            state.snapshot, self.folder, configuration=self.configuration
+        )
+        checkpoint.prune(self.folder, self.keep)
+
+    def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
+        if self.every and state.iteration % self.every == 0:
+            self._save(state)
+
+    def on_run_end(
+        self, trainer: Trainer, state: TrainState, error: BaseException | None
+    ) -> None:
+        if state.snapshot.iteration or error is None:
+            self._save(state)
+
+
+class ProgressBar(Callback):
+    """A progress bar with r̄, τ and ρ, and a closing table.
+
+    Args:
+        enabled: Draw the bar; the closing table comes anyway.
+        folder: Named in the command that opens TensorBoard; None: not printed.
+    """
+
+    def __init__(
+        self, *, enabled: bool = True, folder: str | PathLike[str] | None = None
+    ) -> None:
+        self.enabled = enabled
+        self.folder = folder
+        self._console = Console(file=sys.stdout)
+        self._bar: Progress | None = None
+
+    def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+            disable=not self.enabled,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=trainer.iterations, numbers="")
+
+    def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
+        if self._bar is None:
+            return
+        m = state.metrics
+        numbers = (
+            f"r̄ {m['reward/average']:.5g}   τ {m['schedule/temperature']:.3g}   "
+            f"ρ paper {m['rho/paper']:.3f}, coupled {m['rho/coupled']:.3f}"
+        )
+        self._bar.update(self._task, completed=state.iteration, numbers=numbers)
+
+    def on_run_end(
+        self, trainer: Trainer, state: TrainState, error: BaseException | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if state.certificate is not None:
+            for table in closing_tables(trainer, state):
+                self._console.print(table)
+        if self.folder is not None:
+            self._console.print(
+                f"tensorboard --logdir {self.folder}", soft_wrap=True, highlight=False
+            )
+
+
+def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
+    """What a run ends with: the reward beside the optima, and every rung."""
+    m, n = state.metrics, trainer.mdp.n_agents
+    discounted = state.joint.discount < 1.0
+    reward = Table(title=f"After {state.iteration} iterations", title_justify="left")
+    for heading in ("", "system", "per agent"):
+        reward.add_column(heading, justify="left" if not heading else "right")
+
+    def row(name: str, value: float) -> None:
+        reward.add_row(name, f"{value:.6f}", f"{value / n:.6f}")
+
+    row("reward r̄" if not discounted else "reward rate (occupancy)", m["reward/average"])
+    row("objective J", m["reward/objective"])
+    if state.optimum is not None:
+        row("optimum, all joint policies", state.optimum.gain)
+        row("gap to it", m["gap/joint_optimum"])
+    if state.local_optimum is not None:
+        row("best deterministic on these scopes", state.local_optimum.gain)
+        row("gap to it", m["gap/deterministic_local"])
+    ladder = Table(title="Certificate", title_justify="left")
+    for heading in ("rung", "ρ ≤", "row norm", "column norm", "tail", "ε", "certified"):
+        ladder.add_column(heading, justify="left" if heading == "rung" else "right")
+    certificate = state.certificate
+    if certificate is None:
+        return [reward]
+    for name, rung in certificate.items():
+        ladder.add_row(
+            name,
+            f"{rung.rho.upper:.6f}",
+            f"{rung.row_norm:.4f}",
+            f"{rung.column_norm:.4f}",
+            _short(rung.tail),
+            _short(rung.epsilon),
+            "yes" if rung.certified else "no",
+        )
+    ladder.caption = (
+        f"κ = {certificate.kappa}; floor ρ(E^s) = {certificate.floor.upper:.4f}; "
+        f"tail and ε are the largest component"
+    )
+    return [reward, ladder]
+
+
+def _short(values: np.ndarray) -> str:
+    value = float(values.max(initial=0.0))
+    return "∞" if math.isinf(value) else f"{value:.3g}"

@@ -1,0 +1,337 @@
+"""The search for lower ≤ ρ ≤ upper. Every number that leaves this file was read off a checked vector.
+
+For B ≥ 0 and x > 0: min_i (Bx)_i/x_i ≤ ρ(B) ≤ max_i (Bx)_i/x_i on an irreducible block (Collatz,
+Wielandt), and ρ(B) ≥ ρ(B_SS) for a principal submatrix. The vectors come from, in turn:
+
+1. closed form on cycles;
+2. shifted power steps x ← (B + s)x, all components at once; they do not hang on periodic matrices;
+3. inverse steps x ← (λI − B)⁻¹x, the shift λ the certified upper bound (Noda 1971, quadratic), or
+   a bisection point where that is slow; (λI − B)⁻¹x > 0 exactly if λ > ρ;
+4. for the lower bound of a localised Perron vector, the same on the submatrix B_SS of the nodes
+   whose quotient has reached ρ: beyond them the vector has not settled, and need not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+
+from torchloc.spectral.balance import least_squares_potential
+from torchloc.spectral.blocks import Block, components, cycle_potentials
+from torchloc.spectral.matrices import Floats, Ints
+from torchloc.spectral.solvers import Solve, Solver, SpectralBudget, choose_solver
+
+_SMALL = 2000
+_FEW_STEPS, _STEPS = 24, 96
+_LOOK = 8
+_PATCHES = (4096, 65_536)
+_SMALL_PATCHES = (16, 64, 256)
+_RANGE = 1e-60
+_FOLD = 1e3
+_PATIENCE = 20
+_DEPTH = 3
+_CHEAP = 5e6
+
+
+@dataclass(kw_only=True)
+class Bracket:
+    """What a search has reached.
+
+    Attributes:
+        lower: rigorous, ≤ ρ.
+        upper: rigorous, ≥ ρ.
+        note: what kept the search from its goal; empty where it was reached.
+        nodes: where one component holds all nodes, the exponents (n,) and mantissas (n,) of a
+            vector with quotients ≤ upper (up to rounding); else None.
+    """
+
+    lower: float
+    upper: float
+    note: str = ""
+    vector: tuple[Ints, Floats] | None = None
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """One block under way: the bounds so far, a component each, and the vector in its gauge."""
+
+    block: Block
+    tolerance: float
+    budget: SpectralBudget
+    target: float
+    depth: int
+    floor: float
+    x: Floats
+    found: float = 0.0
+    closed: float = 0.0
+    low: Floats = field(default_factory=lambda: np.zeros(0))
+    high: Floats = field(default_factory=lambda: np.zeros(0))
+    quotient: Floats = field(default_factory=lambda: np.zeros(0))
+    best: tuple[Ints, Floats] | None = None
+    steps: int = 0
+    gap_before: float = 1.0
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        count = len(self.block.starts)
+        self.low, self.high = np.zeros(count), np.full(count, np.inf)
+
+    @property
+    def lower(self) -> float:
+        """The best lower bound of ρ so far."""
+        return max(self.floor, self.found, float(self.low.max(initial=0.0)))
+
+    @property
+    def upper(self) -> float:
+        """The best upper bound of ρ so far."""
+        return max(self.lower, self.closed, float(self.high.max(initial=0.0)))
+
+    @property
+    def done(self) -> bool:
+        """The gap is closed, or a caller that wants a lower bound of `target` has its answer."""
+        lower, upper = self.lower, self.upper
+        if self.target > 0.0 and (lower >= self.target or upper < self.target):
+            return True
+        return upper - lower <= self.tolerance * upper
+
+    def look(self) -> Floats:
+        """Take the quotients of the present vector into the bounds; returns its image B x."""
+        image, self.quotient, low, high = self.block.quotients(self.x)
+        np.maximum(self.low, low, out=self.low)
+        if len(high) == 1 and high[0] < self.high[0]:
+            self.best = (self.block.exponent, self.x)
+        np.minimum(self.high, high, out=self.high)
+        return image
+
+    def prune(self) -> None:
+        """Leave out the components whose upper bound is below the lower bound of ρ."""
+        keep = self.high > self.lower
+        if keep.all() or not keep.any():
+            return
+        self.closed = max(self.closed, float(self.high[~keep].max()))
+        self.found = self.lower
+        self.block, mask = self.block.keep(keep)
+        self.low, self.high = self.low[keep], self.high[keep]
+        self.x = self.x[mask]
+
+    def power(self, steps: int) -> None:
+        """Shifted power steps, x ← (B + s)x / (upper + s) with s = ½√(lower·upper)."""
+        block = self.block
+        for step in range(steps):
+            image = self.look()
+            if self.done:
+                return
+            if step % _LOOK == _LOOK - 1:
+                self.prune()
+                if self.block is not block:
+                    block = self.block
+                    continue
+                if self.x.min() < _RANGE:
+                    self.x = block.fold(self.x)
+                    continue
+            self.steps += 1
+            low, high = self.low, self.high
+            shift = 0.5 * np.sqrt(np.maximum(low, 1e-12 * high)) * np.sqrt(high)
+            self.x = image + block.spread(shift) * self.x
+            self.x /= block.spread(high + shift)
+
+    def localised(self, sizes: tuple[int, ...]) -> None:
+        """Lower bounds from the submatrices of the nodes with the largest quotients."""
+        if self.depth >= _DEPTH:
+            return
+        size = self.block.size
+        goal = self.upper * (1.0 - self.tolerance)
+        settled = int(np.count_nonzero(self.quotient >= self.upper * (1.0 - self.tolerance / 4)))
+        for count in sizes:
+            count = max(count, min(2 * settled, 4 * count))
+            if count > size // 2 and size > _SMALL:
+                return
+            count = min(count, size - 1)
+            chosen = np.sort(np.argpartition(-self.quotient, count)[:count])
+            part = sp.csr_array(self.block.csr[chosen][:, chosen])
+            part.eliminate_zeros()
+            if part.nnz == 0:
+                continue
+            inner = search(
+                part,
+                self.block.terms,
+                tolerance=self.tolerance / 4,
+                budget=self.budget,
+                target=goal,
+                depth=self.depth + 1,
+                start=self.x[chosen],
+            )
+            self.found = max(self.found, inner.lower)
+            if self.done:
+                return
+
+    def balance(self) -> None:
+        """Take the least-squares gauge on the components where it gives the smaller upper bound."""
+        block = self.block
+        potential = least_squares_potential(block, self.budget)
+        if potential is None:
+            return
+        old, exponent, high = self.x, block.exponent, self.high
+        whole = np.floor(potential)
+        block.regauge(exponent + whole.astype(np.int64))
+        self.x = np.exp2(potential - whole)
+        *_, fresh = block.quotients(self.x)
+        better = fresh < high
+        if not better.all():
+            mask = np.repeat(better, block.lengths)
+            block.regauge(np.where(mask, block.exponent, exponent))
+            self.x = np.where(mask, self.x, old)
+        self.look()
+
+    def inverse(self, solver: Solver) -> None:
+        """Inverse steps, the shift at the upper bound (Noda) or, where that is slow, bisected."""
+        below, slow, nudge = self.lower, 0, 1e-15
+        trial = self.upper
+        for _ in range(self.budget.factorisations):
+            if self.x.max() > _FOLD * self.x.min():
+                self.x = self.block.fold(self.x)
+            before = self.upper
+            solve = solver.factor(self.block.csr, trial)
+            grew, settled = (False, False) if solve is None else self._steps(solve, trial)
+            if grew:
+                self.look()
+                if settled and not self.done:
+                    self.localised(_PATCHES if self.block.size > _SMALL else _SMALL_PATCHES)
+            if self.done:
+                return
+            upper = self.upper
+            if not grew and trial < upper:
+                below = max(below, trial)
+            nudge = nudge * 8.0 if not grew and trial >= upper else 1e-15
+            below = max(below, self.lower)
+            if upper - below <= 0.25 * self.tolerance * upper:
+                below = self.lower
+            shrunk = np.log(before / upper) / np.log(before / below) if below > 0.0 else 0.0
+            slow = 0 if grew and shrunk >= 0.5 else slow + 1
+            trial = upper * (1.0 + nudge)
+            if slow >= 2 or (not grew and nudge == 1e-15):
+                middle = np.sqrt(below) * np.sqrt(upper) if below > 0.0 else 1e-3 * upper
+                trial, slow = min(middle, upper * (1.0 - self.tolerance / 4)), 0
+        self.why = f"{self.budget.factorisations} factorisations did not close the gap"
+
+    def _steps(self, solve: Solve, shift: float) -> tuple[bool, bool]:
+        """Steps x ← (shift − B)⁻¹x with one factor, while they pay.
+
+        Returns:
+            Whether there was a step (none: the solution has not one sign, so shift ≤ ρ up to
+            rounding), and whether the upper bound has settled.
+        """
+        previous, change, grew = np.inf, np.inf, False
+        for _ in range(self.budget.solves):
+            with np.errstate(all="ignore"):
+                y = solve(self.x)
+                if not (np.isfinite(y).all() and (y > 0.0).all()):
+                    return grew, False
+                ratio = self.x / y
+            grew = True
+            low, high = shift - float(ratio.max()), shift - float(ratio.min())
+            self.x = y / y.max()
+            if self.x.min() < _RANGE or high - low <= 0.25 * self.tolerance * high:
+                return grew, False
+            last, change, previous = change, previous - high, high
+            if not np.isfinite(last):
+                continue
+            rate = min(max(change / last, 0.0), 0.999) if last > 0.0 else 0.0
+            left = change * rate / (1.0 - rate)
+            if left <= self.tolerance / 16 * high:
+                return grew, True
+            if left * rate**_PATIENCE > self.tolerance / 16 * high:
+                return grew, False
+        return grew, False
+
+    def run(self) -> None:
+        """Close the gap, or say why it stayed open."""
+        size = self.block.size
+        self.power(_FEW_STEPS if size <= _SMALL else _STEPS)
+        self.prune()
+        if not self.done and size > 2 * _PATCHES[0]:
+            self.localised(_PATCHES)
+        if self.done:
+            return
+        solver = choose_solver(self.block.csr, self.budget)
+        while self.steps < self.budget.power_steps:
+            if solver is not None and not (solver.cost > _CHEAP and self._power_pays()):
+                break
+            self.power(_STEPS)
+            self.prune()
+            if not self.done and self.block.size > 2 * _PATCHES[0]:
+                self.localised(_PATCHES)
+            if self.done:
+                return
+        if solver is None:
+            self.why = (
+                f"{self.steps} power steps did not close the gap, and a factorisation would exceed "
+                f"{self.budget.fill} entries"
+            )
+            return
+        if self.block.size != size:
+            solver = choose_solver(self.block.csr, self.budget)
+        assert solver is not None
+        self.balance()
+        if not self.done:
+            self.inverse(solver)
+
+    def _power_pays(self) -> bool:
+        """Whether the gap is closing fast enough for power steps to end it soon."""
+        before, after = self.gap_before, self._gap()
+        self.gap_before = after
+        if not after < before:
+            return False
+        need = np.log(after / self.tolerance) / np.log(before / after)
+        return bool(need <= 3.0)
+
+    def _gap(self) -> float:
+        upper = self.upper
+        return (upper - self.lower) / upper if np.isfinite(upper) else 1.0
+
+
+def search(
+    matrix: sp.csr_array,
+    terms: int,
+    *,
+    tolerance: float,
+    budget: SpectralBudget,
+    target: float = 0.0,
+    depth: int = 0,
+    start: Floats | None = None,
+) -> Bracket:
+    """Bounds on ρ of a nonnegative matrix without stored zeros.
+
+    Args:
+        matrix: (n, n).
+        terms: entries of the longest row, for rounding.
+        tolerance: the relative gap (upper − lower)/upper to reach.
+        budget: limits of the work.
+        target: if positive, stop as soon as lower ≥ target, or upper < target.
+        depth: how many submatrices deep this search is.
+        start: (n,) a positive vector to start from.
+    """
+    cut = components(matrix, terms)
+    block = cut.block
+    if block is None:
+        return Bracket(lower=cut.single, upper=cut.single)
+    x = np.ones(block.size) if start is None else start[block.nodes]
+    cycles = cycle_potentials(block)
+    if cycles is not None:
+        mask, exponent, mantissa = cycles
+        block.regauge(exponent)
+        x = np.where(mask, mantissa, x)
+    way = _Search(
+        block=block,
+        x=x,
+        tolerance=tolerance,
+        budget=budget,
+        target=target,
+        depth=depth,
+        floor=cut.single,
+    )
+    way.run()
+    vector = way.best if block.size == matrix.shape[0] and len(block.starts) == 1 else None
+    return Bracket(lower=way.lower, upper=way.upper, note=way.why, vector=vector)

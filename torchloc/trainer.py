@@ -1,0 +1,279 @@
+"""The training loop: set the temperature, improve block by block, certify, report.
+
+    for every iteration:
+        τ ← schedule                                 logits held, or the policy held
+        π ← one sweep of KL-prox block updates        each with its guarantee beside its realised gain
+        certify π on every rung                       ρ, tails, ε
+        tell the callbacks
+
+(Paper, Algorithm 1, with the recomputation that Corollary 15 asks for.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from torchloc.certificate import Certificate, Environment, certify
+from torchloc.checkpoint import Snapshot
+from torchloc.errors import BudgetError, InputError
+from torchloc.evaluation.joint import JointEvaluation
+from torchloc.evaluation.planning import (
+    LocalOptimum,
+    Optimum,
+    best_deterministic_local,
+    optimal_control,
+)
+from torchloc.improvement import BlockRecord, Improvement, cyclic_sweep, jacobi_sweep
+from torchloc.mdp import FactoredMDP
+from torchloc.measures import measure
+from torchloc.policy import SoftmaxPolicy
+
+Schedule = Callable[[float], float]
+"""Progress in [0, 1] → τ > 0."""
+REFERENCE_PAIRS = 2**20
+"""Joint state-action pairs up to which a run plans the optimum for comparison."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How policies are evaluated.
+
+    Attributes:
+        kappa: Truncation radius κ ≥ 0 of the advantages.
+        discount: γ in (0, 1]; 1 is the average reward.
+        tolerance: Largest Odoni width of an exact solve, in units of max(1, max |r|).
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    kappa: int = 3
+    discount: float = 1.0
+    tolerance: float = 1e-10
+
+    def __post_init__(self) -> None:
+        if self.kappa != int(self.kappa) or self.kappa < 0:
+            raise InputError(f"kappa is {self.kappa}; it must be a whole number ≥ 0")
+        if not 0.0 < self.discount <= 1.0:
+            raise InputError(f"discount is {self.discount}; it must lie in (0, 1]")
+        if not self.tolerance > 0.0:
+            raise InputError(f"tolerance is {self.tolerance}; it must be > 0")
+
+
+@dataclass
+class TrainState:
+    """A run between two iterations.
+
+    Attributes:
+        policy: The live policy.
+        joint: Its exact evaluation.
+        certificate: Its certificate; None before the first iteration.
+        iteration: Iterations done.
+        records: The ledger of the last sweep, a record a block; empty for `jacobi`.
+        metrics: Tag → value of the last iteration: everything that is logged.
+        snapshot: What a checkpoint of the last whole iteration holds.
+        optimum, local_optimum: The two optima of a small model; None where planning does not fit.
+    """
+
+    policy: SoftmaxPolicy
+    joint: JointEvaluation
+    snapshot: Snapshot
+    certificate: Certificate | None = None
+    iteration: int = 0
+    records: list[BlockRecord] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    optimum: Optimum | None = None
+    local_optimum: LocalOptimum | None = None
+
+
+class Callback:
+    """Hooks of a run. Override what is needed; the trainer needs no change."""
+
+    def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
+        """Before the first iteration."""
+
+    def on_iteration_start(self, trainer: Trainer, state: TrainState) -> None:
+        """Before an iteration; `state` is that after the previous one."""
+
+    def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
+        """After an iteration; `state.metrics` holds what it measured."""
+
+    def on_run_end(
+        self, trainer: Trainer, state: TrainState, error: BaseException | None
+    ) -> None:
+        """After the last iteration, or after the exception that ended the run (Ctrl-C included)."""
+
+
+class Trainer:
+    """Localized policy improvement with a certificate an iteration.
+
+    Args:
+        mdp: The model.
+        policy: The initial policy; trained in place.
+        schedule: Progress in [0, 1] → τ.
+        improvement: How blocks are updated.
+        evaluation: How policies are evaluated.
+        iterations: Sweeps over all agents.
+        hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are rescaled).
+        callbacks: Told what happens, in this order.
+        seed: Of the random states on which Lipschitz constants are observed.
+
+    Raises:
+        InputError: A setting is out of range, or model, policy and scopes do not fit.
+        BudgetError: The model is too large for the joint engine.
+
+    Example:
+        >>> import torchloc as tl
+        >>> from torchloc.environments import sysadmin
+        >>> from torchloc.schedules import constant
+        >>> mdp = sysadmin(n=3)
+        >>> policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+        >>> trainer = tl.Trainer(mdp, policy, schedule=lambda t: constant(t, value=0.1), iterations=4)
+        >>> state = trainer.run()
+        >>> state.certificate["coupled"].certified, round(state.metrics["reward/per_agent"], 2)
+        (True, 0.89)
+    """
+
+    def __init__(
+        self,
+        mdp: FactoredMDP,
+        policy: SoftmaxPolicy,
+        *,
+        schedule: Schedule,
+        improvement: Improvement | None = None,
+        evaluation: Evaluation | None = None,
+        iterations: int = 16,
+        hold: Literal["logits", "policy"] = "logits",
+        callbacks: Sequence[Callback] = (),
+        seed: int = 0,
+    ) -> None:
+        if iterations < 1:
+            raise InputError(f"iterations is {iterations}; it must be ≥ 1")
+        if hold not in ("logits", "policy"):
+            raise InputError(f"hold is {hold!r}; choose logits or policy")
+        self.mdp = mdp
+        self.schedule = schedule
+        self.improvement = improvement or Improvement()
+        self.evaluation = evaluation or Evaluation()
+        self.iterations = iterations
+        self.hold = hold
+        self.callbacks = tuple(callbacks)
+        self.environment = Environment(mdp)
+        self.generator = torch.Generator().manual_seed(seed)
+        policy.set_temperature(schedule(0.0), hold=hold)
+        joint = JointEvaluation(
+            mdp,
+            policy,
+            objective=self.improvement.objective,
+            discount=self.evaluation.discount,
+            tolerance=self.evaluation.tolerance,
+        )
+        self.state = TrainState(policy, joint, Snapshot.take(0, policy, self.generator))
+
+    def run(self) -> TrainState:
+        """Trains to the last iteration and returns the state; callbacks see every iteration.
+
+        Raises:
+            SolveError: A solve failed, or a guarantee was above the gain it bounds.
+        """
+        state = self.state
+        error: BaseException | None = None
+        try:
+            self._plan_references()
+            self._tell("on_run_start")
+            while state.iteration < self.iterations:
+                self._tell("on_iteration_start")
+                self._iterate()
+                self._tell("on_iteration_end")
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_run_end(self, state, error)
+        return state
+
+    def _iterate(self) -> None:
+        state, policy, kappa = self.state, self.state.policy, self.evaluation.kappa
+        clock = Stopwatch()
+        start = state.joint.value
+
+        policy.set_temperature(self.temperature(state.iteration), hold=self.hold)
+        joint = state.joint.renewed(policy)
+        cooled = joint.value
+        clock.lap("temperature")
+
+        if self.improvement.order == "cyclic":
+            joint, records = cyclic_sweep(joint, policy, self.improvement, kappa, self._epsilon)
+        else:
+            joint, records = jacobi_sweep(joint, policy, self.improvement, kappa), []
+        gained = joint.value - cooled
+        clock.lap("improvement")
+
+        state.certificate = self.certify(policy)
+        state.joint, state.records = joint, records
+        state.metrics = measure(self, state)
+        clock.lap("certificate")
+
+        state.metrics["effect/temperature"] = cooled - start
+        state.metrics["effect/updates"] = gained
+        state.metrics.update(clock.laps)
+        state.iteration += 1
+        state.snapshot = Snapshot.take(state.iteration, policy, self.generator)
+
+    def temperature(self, iteration: int) -> float:
+        """τ of an iteration, from 0."""
+        return self.schedule(iteration / max(self.iterations - 1, 1))
+
+    def certify(self, policy: SoftmaxPolicy, **options: object) -> Certificate:
+        """The certificate of a policy under this run's settings."""
+        return certify(
+            self.mdp,
+            policy,
+            self.evaluation.kappa,
+            self.evaluation.discount,
+            objective=self.improvement.objective,
+            environment=self.environment,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def _epsilon(self, policy: SoftmaxPolicy) -> torch.Tensor:
+        """(K,) ε_k of the sharpest rung."""
+        return torch.from_numpy(self.certify(policy, rungs=("coupled",)).epsilon)
+
+    def _plan_references(self) -> None:
+        """Plans the two optima where the model is small enough to do it at once."""
+        discount = self.evaluation.discount
+        if self.mdp.n_states * self.mdp.n_joint_actions > REFERENCE_PAIRS:
+            return
+        self.state.optimum = optimal_control(self.mdp, discount=discount)
+        if discount == 1.0:
+            try:
+                self.state.local_optimum = best_deterministic_local(
+                    self.mdp, self.state.policy.scopes
+                )
+            except BudgetError:
+                self.state.local_optimum = None
+
+    def _tell(self, hook: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, self.state)
+
+
+class Stopwatch:
+    """Seconds per part of an iteration."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Books the time since the last lap under `seconds/part`."""
+        now = time.perf_counter()
+        self.laps[f"seconds/{part}"] = now - self._last
+        self._last = now
