@@ -27,15 +27,16 @@ $(STAMP): pyproject.toml constraints.txt
 			>/dev/null 2>&1; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "torchloc needs Python 3.11, 3.12 or 3.13, and '$(or $(PYTHON),python3)' is none of" \
-			"them: install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		echo "torchloc needs Python 3.11, 3.12 or 3.13 and found none (looked for:" \
+			"$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python))." \
+			"Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
 	fi; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 		echo "Creating $(VENV) with $$($$found --version)"; \
 		$$found -m venv --clear $(VENV) || exit 1; \
 	fi
-	@echo "Installing torchloc with the pins of constraints.txt (about 1 GB, once)"
+	@echo "Installing torchloc with the pins of constraints.txt (some minutes, once)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 

@@ -64,7 +64,9 @@ def greedy(mdp: FactoredMDP, actions: Array) -> reference.Policy:
     return reference.greedy_policy(model, scopes, tables)
 
 
-def from_probabilities(scopes: Sequence[tuple[int, ...]], tables: Sequence[Array]) -> reference.Policy:
+def from_probabilities(
+    scopes: Sequence[tuple[int, ...]], tables: Sequence[Array]
+) -> reference.Policy:
     """Softmax policy at temperature 1 with these probabilities."""
     with np.errstate(divide="ignore"):
         return reference.Policy(list(scopes), [np.log(t) for t in tables], np.ones(len(tables)))

@@ -13,9 +13,7 @@ SQUARE = [[1, 2], [0, 3], [0, 3], [1, 2]]
 
 @pytest.mark.parametrize(("lattice", "neighbours"), [("ring", RING), ("grid", SQUARE)])
 @pytest.mark.parametrize(("control", "fields"), [("up", [0, 0.8]), ("both", [-0.8, 0, 0.8])])
-def test_law(
-    lattice: str, neighbours: list[list[int]], control: str, fields: list[float]
-) -> None:
+def test_law(lattice: str, neighbours: list[list[int]], control: str, fields: list[float]) -> None:
     mdp = ising(4, lattice=lattice, beta=0.4, field=0.8, control=control)
 
     def law(j: int, s: tuple[int, ...], a: tuple[int, ...]) -> float:
@@ -70,9 +68,7 @@ def test_floor_without_a_field(lattice: str, n: int, factor: int, beta: float) -
     mdp = ising(n, lattice=lattice, beta=beta, field=0.0)
     entries = oracle.state_influence(mdp)
     # A difference of two tanh within an ulp or two each, and eigenvalues of a symmetric matrix.
-    np.testing.assert_allclose(
-        entries[entries > 0], 0.5 * np.tanh(2 * beta), rtol=0, atol=2.0**-51
-    )
+    np.testing.assert_allclose(entries[entries > 0], 0.5 * np.tanh(2 * beta), rtol=0, atol=2.0**-51)
     assert oracle.floor(mdp) == pytest.approx(factor * np.tanh(2 * beta), abs=1e-13)
 
 

@@ -22,9 +22,7 @@ def test_law_and_reward(n: int) -> None:
 
     oracle.check_law(mdp, law)
     oracle.check_reward(mdp, lambda s, a: s[0] + 0.1 * s[1:].sum() - 0.3 * a.sum())
-    oracle.check_reward(
-        line_msg(n, cost=0.3, reward="sink"), lambda s, a: s[0] - 0.3 * a.sum()
-    )
+    oracle.check_reward(line_msg(n, cost=0.3, reward="sink"), lambda s, a: s[0] - 0.3 * a.sum())
 
 
 def test_influence() -> None:

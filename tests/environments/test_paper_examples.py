@@ -65,9 +65,7 @@ def test_leader_follower_influence(mutual: bool, rho: float) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
 def test_hub_spoke_law(noise: float) -> None:
     mdp = hub_spoke(3, law=0.3, noise=noise)
-    oracle.check_law(
-        mdp, lambda j, s, a: (1 - noise) * a[0] + noise / 2 if j else 0.3
-    )
+    oracle.check_law(mdp, lambda j, s, a: (1 - noise) * a[0] + noise / 2 if j else 0.3)
     oracle.check_reward(mdp, lambda s, a: s[1:].sum())
     oracle.check_influence(mdp)
 

@@ -21,9 +21,7 @@ OPTIMA = {0.5: 0.909980, 0.75: 0.887747, 1.0: 0.865514, 1.5: 0.821048}
 SIX_DIGITS = 5e-7
 
 
-def ippc(
-    on: int, rebooted: int, running: int, degree: int, recovery: float = 0.05
-) -> float:
+def ippc(on: int, rebooted: int, running: int, degree: int, recovery: float = 0.05) -> float:
     if rebooted:
         return 1.0
     return 0.45 + 0.5 * (1 + running) / (1 + degree) if on else recovery
@@ -295,9 +293,7 @@ def test_bad_arguments(arguments: dict[str, object], words: list[str]) -> None:
         ("g.edges", b"\xff\xfe\x00", ["cannot be read"]),
     ],
 )
-def test_bad_graph_files(
-    tmp_path: Path, name: str, text: str | bytes, words: list[str]
-) -> None:
+def test_bad_graph_files(tmp_path: Path, name: str, text: str | bytes, words: list[str]) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as error:

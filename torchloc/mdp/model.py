@@ -93,6 +93,14 @@ class FactoredMDP:
         )
         self.coordinate_names = names(coordinate_names, "coordinate_names", self.n_coordinates)
         self.agent_names = names(agent_names, "agent_names", self.n_agents)
+        self._built = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_built" in self.__dict__:
+            raise AttributeError(
+                f"{name} cannot be set: a FactoredMDP is immutable, build a new one"
+            )
+        super().__setattr__(name, value)
 
     def _check_scope(self, batch: KernelBatch | RewardBatch, place: Callable[[int], str]) -> None:
         for kind, parents, sizes, shape, skipped in (

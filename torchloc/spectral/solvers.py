@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
-from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse.csgraph import breadth_first_order, reverse_cuthill_mckee
 from scipy.sparse.linalg import splu
 
 from torchloc.spectral.matrices import Floats, Ints
@@ -165,15 +165,15 @@ def _bandwidth(pattern: sp.csr_array, order: Ints) -> int:
 
 
 def _foreseen_fill(pattern: sp.csr_array, order: Ints) -> float:
-    """The fill of the whole pattern, extrapolated from pieces that the band order holds together.
+    """The fill of the whole pattern, extrapolated from two balls around its middle.
 
-    Fill per node grows like log n on a plane and like n^{1/3} in space; two pieces show which.
+    Fill per node grows like log n on a plane and like n^{1/3} in space; two balls show which.
     """
     size = pattern.shape[0]
+    ball = breadth_first_order(pattern, int(order[size // 2]), return_predecessors=False)
     shares = []
     for piece in _SAMPLES:
-        begin = (size - piece) // 2
-        chosen = np.sort(order[begin : begin + piece])
+        chosen = np.sort(ball[:piece])
         part = sp.csc_array(pattern[chosen][:, chosen], dtype=np.float64)
         part.data[:] = -1.0
         degree = np.diff(part.indptr).astype(np.float64)
