@@ -186,7 +186,7 @@ def test_the_model_is_built_once_and_handed_to_the_job(
 
 
 def test_a_sweep_has_one_folder_and_one_job_folder_each(
-    train: Train, jobs: list[DictConfig], tmp_path: Path
+    train: Train, jobs: list[DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("-m", "experiment=line_kappa", "evaluation.kappa=range(0,3)") == 0
     assert [cfg.evaluation.kappa for cfg in jobs] == [0, 1, 2]
@@ -194,6 +194,7 @@ def test_a_sweep_has_one_folder_and_one_job_folder_each(
     assert FOLDER.fullmatch(sweep.name)
     folders = sorted(path.name for path in sweep.iterdir() if path.is_dir())
     assert folders == [f"{k}_evaluation.kappa={k}" for k in range(3)]
+    assert capsys.readouterr().out == f"all jobs: tensorboard --logdir {sweep}\n"
 
 
 def test_the_folder_of_a_job_is_one_name_whatever_its_overrides(
@@ -304,3 +305,52 @@ def test_starts_within_three_tenths_of_a_bare_application(
     ours = best([sys.executable, "-m", "torchloc", "train", *arguments], "torchloc-train env=is")
     print(f"{arguments[0]}: bare {floor:.3f} s, torchloc-train {ours:.3f} s")
     assert ours - floor <= 0.3
+
+
+SMALL = ("env.n=3", "policy.hidden=[4]", "trainer.iterations=2", "logging.progress=false")
+
+
+def test_a_small_run_ends_with_its_tables_and_the_command_that_opens_its_curves(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*SMALL) == 0
+    (folder,) = (tmp_path / "runs" / "default").iterdir()
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"tensorboard --logdir {folder}"
+    assert "coupled" in shown.out and shown.err == ""
+    assert list(folder.glob("events.out.tfevents.*")) and list(folder.glob("*.safetensors"))
+
+
+def test_without_tensorboard_no_event_file_and_no_command(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*SMALL, "logging.tensorboard=false") == 0
+    (folder,) = (tmp_path / "runs" / "default").iterdir()
+    assert "tensorboard" not in capsys.readouterr().out
+    assert not list(folder.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_killed_run_saves_itself(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "torchloc", "train", "env.n=4", "trainer.iterations=100000"]
+    process = subprocess.Popen(
+        [*command, "policy=tabular", "checkpoint.every=1", "logging.progress=false"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/default/*/*.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        shown, complaint = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert complaint.count("\n") == 1 and "tensorboard --logdir" in shown
+    (folder,) = (tmp_path / "runs" / "default").iterdir()
+    assert list(folder.glob("*.safetensors"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -136,12 +137,16 @@ def _train() -> None:
         return
     model = None if _only_shows_something(args) else _model_in_advance(args)
     refused: list[Exception] = []
+    sweeps: dict[str, None] = {}
 
     def task(cfg: DictConfig) -> None:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            sweeps[str(Path(job.sweep.dir).resolve())] = None
         try:
             run_job(cfg, model)
         except (InputError, SolveError) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if job.mode == RunMode.MULTIRUN:
                 raise
             # Hydra would print a line of its own before it raises.
             refused.append(error)
@@ -153,6 +158,8 @@ def _train() -> None:
     )()
     if refused:
         raise refused[0]
+    for folder in sweeps:
+        print(f"all jobs: tensorboard --logdir {shlex.quote(folder)}")
 
 
 def _model_in_advance(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes] | None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
 from torchloc.mdp.checks import IntArray
@@ -117,30 +118,24 @@ class LocalClass:
         tail = self.table.ndim - 1 - self.n_states - q
         batch, ends = u + q + 1, [u + q + 2 + i for i in range(tail)]
         axes = [batch, *range(self.n_states), *range(u, u + q), *ends]
-        operands: list[object] = [self.table, axes]
-        shared = self.table.shape[0] == 1 and len(self) > 1
+        operands: list[tuple[Tensor, list[int]]] = []
         seen = set(range(self.n_states))
         for k, scope in enumerate(self.scopes):
             if k in keep:
                 continue
-            operands += [tables.of_agents(self.agents[:, k]), [batch, *scope, u + k]]
+            operands.append((tables.of_agents(self.agents[:, k]), [batch, *scope, u + k]))
             seen.update(scope)
-        if shared and len(operands) > 2:
-            operands[0] = self.table[0]
-            operands[1] = axes[1:]
         out = [batch, *sorted(seen), *(u + k for k in keep), *ends]
-        if len(operands) == 2:
-            result = _permuted(self.table, axes, out)
+        if not operands:
+            result = self.table.permute([axes.index(axis) for axis in out])
+        elif len(self.table) == 1:
+            result = einsum([(self.table[0], axes[1:]), *operands], out)
         else:
-            result = torch.einsum(*operands, out)
+            result = einsum([(self.table, axes), *operands], out)
         if align:
             shape = [self.sizes[i] if i in seen else 1 for i in range(u)]
             result = result.reshape(result.shape[0], *shape, *result.shape[1 + len(seen) :])
         return result
-
-
-def _permuted(tensor: Tensor, axes: list[int], out: list[int]) -> Tensor:
-    return tensor.permute([axes.index(axis) for axis in out])
 
 
 def local_classes(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import reference
+
 from torchloc.mdp import FactoredMDP
 
 Array = np.ndarray
@@ -38,10 +39,10 @@ def as_reference(mdp: FactoredMDP) -> reference.Model:
 
 
 def optimum(mdp: FactoredMDP, width: float = 1e-10) -> tuple[float, Array]:
-    """Largest average reward over joint policies, within `width`, and one best action a joint state.
+    """Largest average reward over joint policies, within `width`, and a best action a state.
 
-    Relative value iteration, damped against periodic chains. With d = T v − v the optimum lies between
-    min d and max d (Odoni), so the bracket itself ends the iteration.
+    Relative value iteration, damped against periodic chains. With d = T v − v the optimum lies
+    between min d and max d (Odoni), so the bracket itself ends the iteration.
     """
     model = as_reference(mdp)
     kernel, reward = reference.transition(model), reference.reward(model)
@@ -57,7 +58,7 @@ def optimum(mdp: FactoredMDP, width: float = 1e-10) -> tuple[float, Array]:
 
 
 def greedy(mdp: FactoredMDP, actions: Array) -> reference.Policy:
-    """The deterministic joint policy of one action row a joint state, every agent seeing everything."""
+    """The deterministic policy of one action row a joint state; every agent sees everything."""
     model = as_reference(mdp)
     scopes = [tuple(range(model.n_coordinates))] * model.n_agents
     tables = [actions[:, k].reshape(model.state_sizes) for k in range(model.n_agents)]
@@ -105,7 +106,7 @@ def floor(mdp: FactoredMDP) -> float:
 def check_influence(mdp: FactoredMDP) -> None:
     """E^s and E^a of the batches against enumeration of all pairs of joint states and actions."""
     model = as_reference(mdp)
-    # Both take maxima of the same sums of differences of table entries, in different orders: a few ulp.
+    # Maxima of the same sums of differences of table entries, in different orders: a few ulp.
     slack = 8 * 2.0**-53
     np.testing.assert_allclose(
         state_influence(mdp), reference.state_sensitivity(model), rtol=0, atol=slack
@@ -119,13 +120,11 @@ def check_law(mdp: FactoredMDP, law: Law) -> None:
     """Every entry P_j(1 | s, a) of a binary model against `law(j, s, a)` of full tuples s and a."""
     model = as_reference(mdp)
     for j, kernel in enumerate(model.kernels):
-        table = reference.at_pairs(model, kernel)
-        for (x, s), (y, a) in itertools.product(
-            enumerate(model.states.tolist()), enumerate(model.actions.tolist())
-        ):
-            np.testing.assert_allclose(
-                table[x, y, 1], law(j, tuple(s), tuple(a)), rtol=0, atol=2.0**-50
-            )
+        table = reference.at_pairs(model, kernel)[..., 1]
+        joint = itertools.product(model.states.tolist(), model.actions.tolist())
+        expected = np.array([law(j, tuple(s), tuple(a)) for s, a in joint])
+        # A handful of operations on numbers of at most 1.
+        np.testing.assert_allclose(table.ravel(), expected, rtol=0, atol=2.0**-50)
 
 
 def check_reward(mdp: FactoredMDP, reward: Callable[[Array, Array], float]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import reference
+
 from torchloc.environments import ising
 from torchloc.errors import InputError
 
@@ -88,7 +89,7 @@ def test_floor_with_a_field(h: float) -> None:
 
 @pytest.mark.parametrize("control", ["up", "both"])
 def test_several_step_figures(control: str) -> None:
-    """theory.md, section 3: β = .6, h = 1, action cost .2, reward Σ up, ring of 4, optimal policy."""
+    """Ring of 4, β = .6, h = 1, action cost .2, reward Σ up, optimal policy."""
     mdp = ising(4, control=control)
     model = oracle.as_reference(mdp)
     _, actions = oracle.optimum(mdp)

@@ -4,6 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import reference
+
 from torchloc.environments import line_msg
 from torchloc.errors import InputError
 from torchloc.graphs import parent_scopes

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import reference
+
 from torchloc.environments import hub_spoke, leader_follower, sleepy
 from torchloc.errors import InputError
 
@@ -13,7 +14,7 @@ Array = np.ndarray
 
 
 def two_action_logits(slopes: Array) -> Array:
-    """(2,)*n + (2,) logits ±x, x = Σ slope_i s_i: centred, one-coordinate Lipschitz constants slope_i."""
+    """(2,)*n + (2,) centred logits ±x, x = Σ slope_i s_i: Lipschitz constants L_i = slope_i."""
     x = sum(
         np.array([0.0, slope]).reshape([2 if i == j else 1 for j in range(len(slopes))])
         for i, slope in enumerate(slopes)

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import oracle
 import pytest
+
 from torchloc.environments import random_mdp
 from torchloc.errors import BudgetError, InputError
 

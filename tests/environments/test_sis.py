@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import reference
+
 from torchloc.environments import sis, sis_on
 from torchloc.errors import BudgetError, InputError
 from torchloc.graphs import dependency_matrix
@@ -60,7 +61,7 @@ def test_floor_on_regular_graphs(
 
 
 def test_supercritical_ring_under_the_uniform_policy() -> None:
-    """theory.md, section 3: β = (.4, .1), δ = (.2, .5), ε = .01."""
+    """Ring of 4, β = (.4, .1), δ = (.2, .5), ε = .01."""
     mdp = sis(4, infection=(0.4, 0.1), recovery=(0.2, 0.5), outside=0.01)
     model, policy = oracle.as_reference(mdp), oracle.uniform(mdp)
     one = reference.coupled_influence(model, policy)

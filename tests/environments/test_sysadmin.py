@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import reference
+
 from torchloc.environments import sysadmin, sysadmin_hand_rule, sysadmin_on
 from torchloc.errors import BudgetError, InputError
 from torchloc.graphs import neighbourhood_scopes
@@ -127,7 +128,7 @@ def test_lesser_rules() -> None:
 
 
 def test_influence_of_policies() -> None:
-    # theory.md, section 3: the uniform policy .689; the optimal one .10, where H has 3.33.
+    # The uniform policy .689; the optimal one .10, where H has 3.33.
     mdp = sysadmin(3)
     model = oracle.as_reference(mdp)
     scopes = list(neighbourhood_scopes(mdp))
@@ -149,7 +150,7 @@ def ring_step(law: Array, kernel: Array) -> Array:
 
 
 def soft_rule(n: int) -> tuple[Array, Array]:
-    """The kernel of a site under "reboot with .3 if self or predecessor is off, else .05", its reward."""
+    """A site's kernel and reward: reboot with .3 if it or its predecessor is off, else .05."""
     mdp = sysadmin(n)
     reboot = sysadmin_hand_rule(mdp, alarm=0.3, idle=0.05)[0]
     kernel = (mdp.kernels[0].table[0] * reboot[..., None]).sum(axis=-2)

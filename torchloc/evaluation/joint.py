@@ -18,6 +18,7 @@ min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of *any* h (Odoni 1969),
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -45,6 +46,19 @@ _AXES = 50
 _REFINEMENTS = 12
 
 
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What does not change with the policy's numbers.
+
+    Attributes:
+        plans: Elimination plans by open actions.
+        classes: One state of every closed class, by the support of the policy's laws; the last one seen.
+    """
+
+    plans: dict[frozenset[int], Plan] = field(default_factory=dict)
+    classes: dict[bytes, list[int]] = field(default_factory=dict)
+
+
 class JointEvaluation:
     """Exact values of one policy on the joint state space, each computed on first use.
 
@@ -56,7 +70,7 @@ class JointEvaluation:
         objective: `reward`, or `entropy` for J_τ = E[r + Σ_k τ_k Ent π_k].
         discount: γ in (0, 1]; 1 is the average reward.
         tolerance: Largest Odoni width accepted, in units of max(1, max |r|).
-        plans: Elimination plans shared between evaluations of one model and its scopes (see `renewed`).
+        structure: What evaluations of one model and its scopes share (see `renewed`).
 
     Raises:
         InputError: Objective, discount or tolerance is out of range, or the policy does not fit the model.
@@ -80,7 +94,7 @@ class JointEvaluation:
         objective: Objective = "reward",
         discount: float = 1.0,
         tolerance: float = 1e-10,
-        plans: dict[frozenset[int], Plan] | None = None,
+        structure: Structure | None = None,
     ) -> None:
         if objective not in ("reward", "entropy"):
             raise InputError(f"objective is {objective!r}; choose reward or entropy")
@@ -96,7 +110,7 @@ class JointEvaluation:
         self.discount = discount
         self.tolerance = tolerance
         self.shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
-        self._plans = {} if plans is None else plans
+        self._structure = structure or Structure()
         self._tables = PolicyTables(policy)
 
     def renewed(self, policy: SoftmaxPolicy) -> JointEvaluation:
@@ -107,7 +121,7 @@ class JointEvaluation:
             objective=self.objective,
             discount=self.discount,
             tolerance=self.tolerance,
-            plans=self._plans,
+            structure=self._structure,
         )
 
     # -- operators ----------------------------------------------------------------------------------
@@ -121,9 +135,10 @@ class JointEvaluation:
         return JointOperator(self._plan(open_actions), self.mdp, self.law)
 
     def _plan(self, open_actions: frozenset[int]) -> Plan:
-        if open_actions not in self._plans:
-            self._plans[open_actions] = Plan(self.mdp, list(self.policy.scopes), open_actions)
-        return self._plans[open_actions]
+        plans = self._structure.plans
+        if open_actions not in plans:
+            plans[open_actions] = Plan(self.mdp, list(self.policy.scopes), open_actions)
+        return plans[open_actions]
 
     @cached_property
     def _step(self) -> JointOperator:
@@ -197,8 +212,13 @@ class JointEvaluation:
         Raises:
             SolveError: More than one, for which average-reward quantities depend on the start.
         """
-        support = JointOperator(self._plan(frozenset()), self.mdp, self.law, support=True)
-        found = closed_classes(support, self.shape)
+        pattern = b"".join((laws > 0).numpy().tobytes() for laws in self._tables.laws)
+        known = self._structure.classes
+        if pattern not in known:
+            support = JointOperator(self._plan(frozenset()), self.mdp, self.law, support=True)
+            known.clear()
+            known[pattern] = closed_classes(support, self.shape)
+        found = known[pattern]
         if len(found) > 1:
             states = ", ".join(
                 str(tuple(int(x) for x in np.unravel_index(state, self.shape)))

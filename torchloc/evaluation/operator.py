@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP
 
@@ -215,8 +216,7 @@ class JointOperator:
     def _matrix(
         self, step: Step, mdp: FactoredMDP, law: Callable[[int], Tensor], support: bool
     ) -> Tensor:
-        number: dict[Variable, int] = {}
-        operands: list[object] = []
+        operands: list[tuple[Tensor, Sequence[Variable]]] = []
         for factor in step.factors:
             kind, index, row = factor.source
             if kind == "kernel":
@@ -226,10 +226,8 @@ class JointOperator:
                 tensor = law(index)
             if support:
                 tensor = (tensor > 0).to(torch.float64)
-            axes = [number.setdefault(v, len(number)) for v in factor.axes]
-            operands += [tensor, axes]
-        wanted = (*step.batch, *step.new, *step.gone)
-        matrix = torch.einsum(*operands, [number[v] for v in wanted])
+            operands.append((tensor, factor.axes))
+        matrix = einsum(operands, (*step.batch, *step.new, *step.gone))
         size = self.plan.size
         return matrix.reshape(size(step.batch), size(step.new), size(step.gone))
 

@@ -31,6 +31,9 @@ _SMALL_PATCHES = (16, 64, 256)
 _RANGE = 1e-60
 _FOLD = 1e3
 _PATIENCE = 20
+_FILTER = 64
+_WINDOW = 4
+_PAYS = 16
 _DEPTH = 3
 _CHEAP = 5e6
 
@@ -71,7 +74,7 @@ class _Search:
     quotient: Floats = field(default_factory=lambda: np.zeros(0))
     best: tuple[Ints, Floats] | None = None
     steps: int = 0
-    gap_before: float = 1.0
+    trace: list[tuple[float, float]] = field(default_factory=list)
     why: str = ""
 
     def __post_init__(self) -> None:
@@ -124,6 +127,7 @@ class _Search:
             if self.done:
                 return
             if step % _LOOK == _LOOK - 1:
+                self.trace.append((self.upper, self.upper - self.lower))
                 self.prune()
                 if self.block is not block:
                     block = self.block
@@ -137,13 +141,36 @@ class _Search:
             self.x = image + block.spread(shift) * self.x
             self.x /= block.spread(high + shift)
 
+    def chebyshev(self, degree: int) -> None:
+        """One Chebyshev filter: damps [−upper, upper(1 − (6/degree)²)], where most eigenvalues lie.
+
+        It needs √ of the steps that power iteration needs where the spectrum is close to real; what
+        it gives is smoothed by power steps and then checked like any other vector.
+        """
+        block, high = self.block, self.block.spread(self.high)
+        edge = high * (1.0 - min((6.0 / degree) ** 2, 0.5))
+        centre, half = 0.5 * (edge - high), 0.5 * (edge + high)
+        older, old = self.x, (block.csr @ self.x - centre * self.x) / half
+        with np.errstate(all="ignore"):
+            for step in range(degree - 1):
+                older, old = old, (block.csr @ old - centre * old) * (2.0 / half) - older
+                if step % 8 == 7:
+                    size = np.abs(old).max()
+                    older, old = older / size, old / size
+        if np.isfinite(old).all():
+            self.x = np.abs(old) / np.abs(old).max() + _RANGE
+            self.steps += degree
+            self.power(8)
+
     def localised(self, sizes: tuple[int, ...]) -> None:
         """Lower bounds from the submatrices of the nodes with the largest quotients."""
         if self.depth >= _DEPTH:
             return
         size = self.block.size
         goal = self.upper * (1.0 - self.tolerance)
-        settled = int(np.count_nonzero(self.quotient >= self.upper * (1.0 - self.tolerance / 4)))
+        settled = int(np.count_nonzero(self.quotient >= goal))
+        if not 1 < settled <= size // 2:
+            return
         for count in sizes:
             count = max(count, min(2 * settled, 4 * count))
             if count > size // 2 and size > _SMALL:
@@ -188,7 +215,7 @@ class _Search:
     def inverse(self, solver: Solver) -> None:
         """Inverse steps, the shift at the upper bound (Noda) or, where that is slow, bisected."""
         below, slow, nudge = self.lower, 0, 1e-15
-        trial = self.upper
+        trial, balanced = self.upper, solver.cost <= _CHEAP
         for _ in range(self.budget.factorisations):
             if self.x.max() > _FOLD * self.x.min():
                 self.x = self.block.fold(self.x)
@@ -210,10 +237,13 @@ class _Search:
                 below = self.lower
             shrunk = np.log(before / upper) / np.log(before / below) if below > 0.0 else 0.0
             slow = 0 if grew and shrunk >= 0.5 else slow + 1
-            trial = upper * (1.0 + nudge)
+            if slow >= 2 and not balanced:
+                self.balance()
+                balanced = True
+            trial = self.upper * (1.0 + nudge)
             if slow >= 2 or (not grew and nudge == 1e-15):
                 middle = np.sqrt(below) * np.sqrt(upper) if below > 0.0 else 1e-3 * upper
-                trial, slow = min(middle, upper * (1.0 - self.tolerance / 4)), 0
+                trial, slow = min(middle, self.upper * (1.0 - self.tolerance / 4)), 0
         self.why = f"{self.budget.factorisations} factorisations did not close the gap"
 
     def _steps(self, solve: Solve, shift: float) -> tuple[bool, bool]:
@@ -246,50 +276,82 @@ class _Search:
                 return grew, False
         return grew, False
 
+    def filters(self, highest: int) -> None:
+        """Chebyshev filters of growing degree, as long as each lowers the upper bound."""
+        degree = _FILTER
+        while degree <= highest and self.steps + degree <= self.budget.power_steps:
+            before, gap = self.upper, self.upper - self.lower
+            block, exponent, x = self.block, self.block.exponent, self.x
+            self.chebyshev(degree)
+            self.prune()
+            if not self.done:
+                self.localised(_PATCHES)
+            if self.done:
+                return
+            slow = before - self.upper < 0.01 * gap and self.upper - self.lower > 0.7 * gap
+            if self.block is block and slow:
+                block.regauge(exponent)
+                self.x = x
+                self.look()
+                return
+            degree *= 2
+
     def run(self) -> None:
         """Close the gap, or say why it stayed open."""
-        size = self.block.size
-        self.power(_FEW_STEPS if size <= _SMALL else _STEPS)
+        small = self.block.size <= _SMALL
+        self.power(_FEW_STEPS if small else _STEPS)
         self.prune()
-        if not self.done and size > 2 * _PATCHES[0]:
+        if not (self.done or small):
             self.localised(_PATCHES)
         if self.done:
             return
         solver = choose_solver(self.block.csr, self.budget)
-        while self.steps < self.budget.power_steps:
-            if solver is not None and not (solver.cost > _CHEAP and self._power_pays()):
-                break
-            self.power(_STEPS)
-            self.prune()
-            if not self.done and self.block.size > 2 * _PATCHES[0]:
+        if solver is None or solver.cost > _CHEAP:
+            while not self.done and self.steps < self.budget.power_steps and self._power_pays():
+                self.power(_STEPS)
+                self.prune()
                 self.localised(_PATCHES)
-            if self.done:
-                return
+            if not self.done:
+                self.filters(2 * _FILTER if solver is not None else self.budget.power_steps)
+            while solver is None and not self.done and self.steps < self.budget.power_steps:
+                self.power(_STEPS)
+                self.prune()
+                self.localised(_PATCHES)
+        if self.done:
+            return
         if solver is None:
             self.why = (
-                f"{self.steps} power steps did not close the gap, and a factorisation would exceed "
+                f"{self.steps} power steps left a gap, and a factorisation is foreseen to exceed "
                 f"{self.budget.fill} entries"
             )
             return
-        if self.block.size != size:
-            solver = choose_solver(self.block.csr, self.budget)
-        assert solver is not None
-        self.balance()
+        solver = choose_solver(self.block.csr, self.budget) or solver
+        if solver.cost <= _CHEAP:
+            self.balance()
         if not self.done:
             self.inverse(solver)
 
     def _power_pays(self) -> bool:
-        """Whether the gap is closing fast enough for power steps to end it soon."""
-        before, after = self.gap_before, self._gap()
-        self.gap_before = after
-        if not after < before:
-            return False
-        need = np.log(after / self.tolerance) / np.log(before / after)
-        return bool(need <= 3.0)
+        """Whether a few hundred more power steps are foreseen to settle the upper bound or the gap.
 
-    def _gap(self) -> float:
-        upper = self.upper
-        return (upper - self.lower) / upper if np.isfinite(upper) else 1.0
+        Both are taken to fall geometrically, at the rate of the last two windows.
+        """
+        if len(self.trace) < 2 * _WINDOW + 1:
+            return False
+        first, second, third = (self.trace[-1 - 2 * _WINDOW], self.trace[-1 - _WINDOW], self.trace[-1])
+        goal = 0.25 * self.tolerance * self.upper
+        localised = np.count_nonzero(self.quotient >= 0.999 * self.upper) <= self.block.size // 2
+        for column in (0, 1):
+            if column == 0 and not localised:
+                continue
+            drop, last = first[column] - second[column], second[column] - third[column]
+            if not 0.0 < last < drop < np.inf:
+                continue
+            rate = last / drop
+            left = last * rate / (1.0 - rate) if column == 0 else third[column]
+            if left > goal and np.log(left / goal) <= _PAYS * -np.log(rate):
+                return True
+        return False
 
 
 def search(
