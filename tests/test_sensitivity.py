@@ -54,7 +54,7 @@ def test_coupled_matches_definition_with_many_shared_actions(seed: int) -> None:
     np.testing.assert_allclose(
         tl.influence(mdp, twin, "coupled").toarray(), ref.coupled_influence(model, policy), atol=ATOL
     )
-    averaged = coupled_influence(mdp, PolicyTables(twin), all_private=True)
+    averaged = coupled_influence(mdp, PolicyTables.read(twin), all_private=True)
     np.testing.assert_allclose(
         averaged.toarray(), ref.marginal_influence(model, policy), atol=ATOL
     )
@@ -96,7 +96,7 @@ def test_marginal_influence_is_no_certificate_with_a_shared_action() -> None:
     policy = ref.Policy([(), (0,)], logits, np.ones(2))
     mdp = twin_model(model)
     twin = twin_policy(mdp, policy)
-    assert coupled_influence(mdp, PolicyTables(twin), all_private=True).nnz == 0
+    assert coupled_influence(mdp, PolicyTables.read(twin), all_private=True).nnz == 0
     f = (model.states[:, 0] == model.states[:, 1]).astype(float)
     assert ref.oscillation(model, ref.chain(model, policy).matrix @ f)[0] == 1.0
     assert tl.influence(mdp, twin, "coupled")[1, 0] == 1.0

@@ -12,6 +12,9 @@ and b ≥ δ(r^π) (with τ Ent π_k included for the entropy objective), whenev
     δ(h − ĥ_κ) ≤ Σ_{t > κ} M^t b                                  `tail`, closed by a checked weight
     span_{a_k}(ĝ_k − g_k) ≤ ε_k = Σ_j γ ν_j E^a[j, k] tail_j      `epsilon` (ν_j = 1 if synchronous)
 
+The several-step rungs `coupled_m` know M_1, …, M_m with δ(T^q f) ≤ M_q δ(f): there M^t above reads
+M_m^{⌊t/m⌋} M_{t mod m}, and the condition is ρ(M_m) < 1, a decay of ρ(M_m)^{1/m} per step.
+
 All are componentwise upper bounds. Where the upper bound of ρ is ≥ 1, tail, poisson and ε are ∞, never a solve.
 Rounding is added outward: every number is a bound for the stored tables and logits as exact reals, except that
 e^x is trusted to the last places.
@@ -32,6 +35,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from torchloc.closed_loop import PolicyTables, entropy_terms, reward_terms
+from torchloc.coupling import coupled_steps
 from torchloc.errors import InputError
 from torchloc.lipschitz import logit_span
 from torchloc.mdp import FactoredMDP
@@ -49,6 +53,7 @@ from torchloc.spectral import SpectralBound, norm_columns, norm_rows, spectral_r
 Dynamics = Literal["synchronous", "asynchronous"]
 _UNIT = 2.0**-53
 _ROUNDS = 256
+_CLOSED = 1e-6
 _KAPPA_CAP = 100_000
 
 
@@ -58,49 +63,64 @@ class RungCertificate:
 
     Attributes:
         rung: Its name.
-        matrix: (N, N) CSR H, rows influenced, rounded up.
-        operator: (N, N) CSR M, the matrix that moves oscillations, rounded up.
+        matrix: (N, N) CSR, H or K^(m), rows influenced, rounded up.
+        operators: M_1, …, M_m (N, N) CSR: what moves oscillations in 1 … m steps, rounded up.
         reward_oscillation: (N,) b ≥ δ(r^π).
-        weight: (N, K) CSR γ ν_j E^a[j, k], rounded up: what turns a tail into ε.
+        reach: (N, K) CSR γ ν_j E^a[j, k], rounded up: what turns a tail into ε.
         kappa: κ of `delta_hat`, `tail` and `epsilon`.
     """
 
     rung: str
     matrix: sp.csr_array
-    operator: sp.csr_array
+    operators: tuple[sp.csr_array, ...]
     reward_oscillation: FloatArray
-    weight: sp.csr_array
+    reach: sp.csr_array
     kappa: int
+
+    @property
+    def steps(self) -> int:
+        """m: how many steps the matrix speaks of."""
+        return len(self.operators)
 
     @cached_property
     def rho(self) -> SpectralBound:
-        """lower ≤ ρ(H) ≤ upper, checked."""
+        """lower ≤ ρ(H) ≤ upper, checked; ρ(K^(m)) for m steps."""
         return spectral_radius(self.matrix)
 
     @cached_property
     def contraction(self) -> SpectralBound:
-        """lower ≤ ρ(M) ≤ upper, checked; ρ(M) = ρ(H) for synchronous dynamics without discount."""
-        return spectral_radius(self.operator)
+        """lower ≤ ρ(M_m) ≤ upper, checked; ρ(M) = ρ(H) for synchronous dynamics without discount."""
+        return spectral_radius(self.operators[-1])
+
+    @property
+    def rate(self) -> float:
+        """Upper bound of the decay per step, ρ(M_m)^{1/m}."""
+        return float(self.contraction.upper) ** (1.0 / self.steps) * (1.0 + 4.0 * _UNIT)
 
     @property
     def certified(self) -> bool:
-        """Whether the upper bound of ρ(M) is below 1, so that tails are finite."""
+        """Whether the upper bound of ρ(M_m) is below 1, so that tails are finite."""
         return self.contraction.upper < 1.0
 
     @property
     def row_norm(self) -> float:
-        """Largest row sum of H: an upper bound of ρ(H), the norm test of prior work."""
+        """Largest row sum of the matrix: an upper bound of its ρ, the norm test of prior work."""
         return norm_rows(self.matrix)
 
     @property
     def column_norm(self) -> float:
-        """Largest column sum of H: an upper bound of ρ(H)."""
+        """Largest column sum of the matrix: an upper bound of its ρ."""
         return norm_columns(self.matrix)
 
     @cached_property
     def delta_hat(self) -> FloatArray:
         """(N,) δ(ĥ_κ) ≤ Σ_{t ≤ κ} M^t b (paper, Theorem 7, certificate); valid whether certified or not."""
-        return self._sums(0, self.kappa)[0]
+        total = np.zeros_like(self.reward_oscillation)
+        blocks = self._blocks()
+        for start in range(0, self.kappa + 1, self.steps):
+            for term in next(blocks)[: self.kappa + 1 - start]:
+                total = total + term
+        return total * self._growth(self.kappa + 1)
 
     @cached_property
     def tail(self) -> FloatArray:
@@ -118,22 +138,31 @@ class RungCertificate:
         return self.epsilon_at(self.kappa)
 
     def tail_at(self, kappa: int) -> FloatArray:
-        """(N,) the tail of another κ ≥ −1; κ = −1 bounds δ(h) itself."""
-        weights = self.contraction.weights
-        rate = self.contraction.weighted_rate
+        """(N,) the tail of another κ ≥ −1; κ = −1 bounds δ(h) itself.
+
+        The sum is followed term by term, and closed by (M_m w)_i ≤ λ w_i, which gives
+        (I − M_m)^{-1} x ≤ w max_j(x_j / w_j) / (1 − λ).
+        """
+        weights, rate = self.contraction.weights, self.contraction.weighted_rate
         if not self.certified or weights is None or not rate < 1.0:
             return np.full(len(self.reward_oscillation), np.inf)
-        total, term = self._sums(kappa + 1, kappa + _ROUNDS)
-        rest = self.operator @ term
-        quotient = np.max(rest / weights) / (1.0 - rate)
-        grow = 1.0 + 8.0 * (self._terms + _ROUNDS) * _UNIT
-        return (total + weights * (quotient * grow)) * grow
+        total = np.zeros_like(self.reward_oscillation)
+        for block, terms in enumerate(self._blocks()):
+            start = block * self.steps
+            grow = self._growth(start + self.steps)
+            if start > kappa:
+                rest = np.sum(terms, axis=0)
+                close = weights * (np.max(rest / weights) / (1.0 - rate) * grow)
+                if start > kappa + _ROUNDS or close.max() <= _CLOSED * total.max(initial=0.0):
+                    return (total + close) * grow
+            for term in terms[max(kappa + 1 - start, 0) :]:
+                total = total + term
+        raise AssertionError("unreachable")  # pragma: no cover - the generator is endless
 
     def epsilon_at(self, kappa: int) -> FloatArray:
         """(K,) ε_k of another κ ≥ 0; 0·∞ counts as 0."""
-        tail = self.tail_at(kappa)
-        grow = 1.0 + 2.0 * (self.weight.shape[0] + 2) * _UNIT
-        return (self.weight.T @ tail) * grow
+        longest = int(np.bincount(self.reach.indices, minlength=1).max())
+        return (self.reach.T @ self.tail_at(kappa)) * (1.0 + 2.0 * (longest + 2) * _UNIT)
 
     def kappa_for(self, epsilon: float) -> float:
         """The smallest κ with ε_k ≤ epsilon for every agent; ∞ where none is known.
@@ -150,7 +179,7 @@ class RungCertificate:
             return bool((self.epsilon_at(kappa) <= epsilon).all())
 
         if not self.certified:
-            return math.inf if len(self.weight.data) else 0
+            return math.inf if self.reach.nnz else 0
         high = 0
         while not enough(high):
             high = 2 * high + 1
@@ -162,23 +191,18 @@ class RungCertificate:
             low, high = (low, middle) if enough(middle) else (middle + 1, high)
         return high
 
-    @property
-    def _terms(self) -> int:
-        return int(np.diff(self.operator.indptr).max(initial=0)) + 2
+    def _growth(self, terms: int) -> float:
+        """Covers the rounding of sums of `terms` products of the operators."""
+        longest = max(int(np.diff(m.indptr).max(initial=0)) for m in self.operators)
+        return 1.0 + 2.0 * (terms + 4) * (longest + 2) * _UNIT
 
-    def _sums(self, first: int, last: int) -> tuple[FloatArray, FloatArray]:
-        """(Σ_{first ≤ t ≤ last} M^t b rounded up, M^last b)."""
-        term = self.reward_oscillation
-        total = term.copy() if first <= 0 else np.zeros_like(term)
-        for t in range(1, last + 1):
-            term = self.operator @ term
-            if t >= first:
-                total = total + term
-            if not term.any():
-                break
-        return total * (1.0 + 2.0 * (last + 1) * self._terms * _UNIT), term * (
-            1.0 + 2.0 * (last + 1) * self._terms * _UNIT
-        )
+    def _blocks(self) -> Iterator[list[FloatArray]]:
+        """[M_m^q M_r b for r < m], for q = 0, 1, …"""
+        b = self.reward_oscillation
+        terms = [b, *(operator @ b for operator in self.operators[:-1])]
+        while True:
+            yield terms
+            terms = [self.operators[-1] @ term for term in terms]
 
 
 class Certificate(Mapping[str, RungCertificate]):
@@ -243,6 +267,7 @@ def certify(
     objective: Literal["reward", "entropy"] = "reward",
     site_law: ArrayLike | None = None,
     rungs: Sequence[str] = RUNGS,
+    steps: int = 1,
     environment: Environment | None = None,
 ) -> Certificate:
     """Certifies how local a policy makes a model.
@@ -255,7 +280,8 @@ def certify(
         dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
         objective: `entropy` adds τ_k Ent π_k to the reward whose oscillation is propagated.
         site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
-        rungs: Which rungs to compute.
+        rungs: Which rungs to compute, among those of `sensitivity.RUNGS`.
+        steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics).
         environment: E^s and E^a of this model, if computed already.
 
     Returns:
@@ -266,7 +292,7 @@ def certify(
         BudgetError: A closed loop is too large to enumerate.
     """
     policy.scopes.check(mdp)
-    _check(kappa, discount, dynamics, objective, rungs)
+    _check(kappa, discount, dynamics, objective, rungs, steps)
     moves = _site_law(mdp, dynamics, site_law)
     environment = environment or Environment(mdp)
     ladder = Ladder(environment, policy, averaged=dynamics == "asynchronous")
@@ -278,12 +304,18 @@ def certify(
         matrix = ladder.matrix(rung)
         if dynamics == "asynchronous":
             moved = sp.diags_array(1.0 - moves) + sp.diags_array(moves) @ matrix
-            operator = sp.csr_array(_outward(discount * moved.T, 4))
-        elif discount < 1.0:
-            operator = sp.csr_array(_outward(discount * matrix.T, 2))
+            operator = _outward(discount * moved.T, 4)
         else:
-            operator = sp.csr_array(matrix.T)
-        result[rung] = RungCertificate(rung, matrix, operator, b, reach, int(kappa))
+            operator = _discounted(matrix, discount)
+        result[rung] = RungCertificate(rung, matrix, (operator,), b, reach, int(kappa))
+    if steps > 1:
+        powers = ladder.several_steps(steps)
+        operators = tuple(_discounted(m, discount**q) for q, m in enumerate(powers, start=1))
+        for m in range(2, steps + 1):
+            name = f"coupled_{m}"
+            result[name] = RungCertificate(
+                name, powers[m - 1], operators[:m], b, reach, int(kappa)
+            )
     return Certificate(
         result,
         environment,
@@ -295,7 +327,7 @@ def certify(
 
 
 def _check(
-    kappa: int, discount: float, dynamics: str, objective: str, rungs: Sequence[str]
+    kappa: int, discount: float, dynamics: str, objective: str, rungs: Sequence[str], steps: int
 ) -> None:
     if kappa != int(kappa) or kappa < 0:
         raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
@@ -308,6 +340,12 @@ def _check(
     for rung in rungs:
         if rung not in RUNGS:
             raise InputError(f"rungs holds {rung!r}; choose from {', '.join(RUNGS)}")
+    if steps != int(steps) or steps < 1:
+        raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
+    if steps > 1 and dynamics == "asynchronous":
+        raise InputError(
+            f"steps is {steps}, but several coupled steps are for synchronous dynamics; use steps=1"
+        )
     if not rungs:
         raise InputError(f"rungs is empty; choose from {', '.join(RUNGS)}")
 
@@ -361,7 +399,7 @@ class Ladder:
         self.action = environment.action
         self.policy = policy
         self.averaged = averaged
-        self.tables = PolicyTables(policy)
+        self.tables = PolicyTables.read(policy)
 
     @cached_property
     def _absolute(self) -> float:
@@ -382,6 +420,29 @@ class Ladder:
         span.data = np.ones_like(span.data)
         return span
 
+    @cached_property
+    def _pattern(self) -> sp.csr_array:
+        """(N, N) ones where one step can carry influence at all."""
+        pattern = sp.csr_array(self.state + self.action @ self._moving)
+        pattern.data = np.ones_like(pattern.data)
+        return pattern
+
+    def several_steps(self, steps: int) -> list[sp.csr_array]:
+        """K^(1), …, K^(steps), rounded up.
+
+        Each of the m steps replaces the joint law of at most `cone` pairs by a computed one, each off by at
+        most S² entries' rounding in TV, and D ≤ 1.
+        """
+        coupled = coupled_steps(self.mdp, self.tables, steps)
+        widest = int(self.mdp.state_sizes.max()) ** 2
+        result, pattern = [], self._pattern
+        for matrix, cone in zip(coupled.matrices, coupled.cones, strict=True):
+            error = self._absolute * widest * (cone + 1)
+            result.append(sp.csr_array(matrix + error * pattern))
+            pattern = sp.csr_array(self._pattern @ pattern)
+            pattern.data = np.ones_like(pattern.data)
+        return result
+
     def policy_rung(self, rung: str) -> sp.csr_array:
         """(K, N) CSR Π of a rung, rounded up."""
         matrix = policy_sensitivity(self.policy, rung)
@@ -396,12 +457,17 @@ class Ladder:
         """(N, N) CSR H of a rung, rounded up."""
         if rung == "coupled":
             matrix = coupled_influence(self.mdp, self.tables, all_private=self.averaged)
-            pattern = self.state + self.action @ self._moving
-            pattern.data = np.ones_like(pattern.data)
-            return sp.csr_array(matrix + self._absolute * pattern)
+            return sp.csr_array(matrix + self._absolute * self._pattern)
         product = self.action @ self.policy_rung(rung)
         longest = int(np.diff(self.action.indptr).max(initial=0))
         return _outward(sp.csr_array(self.state + product), 2 * (longest + 2))
+
+
+def _discounted(matrix: sp.csr_array, factor: float) -> sp.csr_array:
+    """factor · matrixᵀ, rounded up."""
+    if factor == 1.0:
+        return sp.csr_array(matrix.T)
+    return _outward(factor * matrix.T, 4)
 
 
 def _outward(matrix: sp.csr_array, steps: float) -> sp.csr_array:

@@ -1,20 +1,18 @@
 """What a run needs to go on: the policy, the iteration, the random state and the configuration.
 
-A checkpoint is one `.safetensors` file: tensors plus JSON, so loading it runs no code. It is a policy file too:
-`SoftmaxPolicy.load` reads it. It is written to a temporary file, flushed and renamed; a reader never sees half of one.
+A checkpoint is one `.safetensors` file: tensors plus JSON, so loading it runs no code. It is a
+policy file too: `SoftmaxPolicy.load` reads it. It is written to a temporary file, flushed and
+renamed; a reader never sees half of one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from torchloc.errors import InputError
@@ -23,7 +21,8 @@ from torchloc.policy import SoftmaxPolicy, files
 FORMAT = 1
 _KEY = "torchloc_checkpoint"
 _GENERATOR = "generator"
-PATTERN = "checkpoint_*.safetensors"
+_STEM, _SUFFIX = "checkpoint_", ".safetensors"
+PATTERN = f"{_STEM}*{_SUFFIX}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +40,7 @@ class Snapshot:
     metadata: dict[str, str]
 
     @classmethod
-    def take(
-        cls, iteration: int, policy: SoftmaxPolicy, generator: torch.Generator
-    ) -> Snapshot:
+    def take(cls, iteration: int, policy: SoftmaxPolicy, generator: torch.Generator) -> Snapshot:
         """Copies the state of a run."""
         tensors = {name: value.clone() for name, value in files.tensors(policy).items()}
         tensors[_GENERATOR] = generator.get_state().clone()
@@ -68,19 +65,14 @@ class Checkpoint:
 
 
 def save(snapshot: Snapshot, folder: str | PathLike[str], *, configuration: str = "") -> Path:
-    """Writes `folder/checkpoint_<iteration>.safetensors` atomically and returns its path."""
+    """Writes `folder/checkpoint_<iteration>.safetensors` atomically and returns its path.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
     target = Path(folder) / f"checkpoint_{snapshot.iteration:08d}.safetensors"
     about = {"format": FORMAT, "iteration": snapshot.iteration, "configuration": configuration}
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            snapshot.tensors, scratch, metadata={**snapshot.metadata, _KEY: json.dumps(about)}
-        )
-        with scratch.open("rb") as stream:
-            os.fsync(stream.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    files.write(target, snapshot.tensors, {**snapshot.metadata, _KEY: json.dumps(about)})
     return target
 
 
@@ -92,32 +84,43 @@ def load(path: str | PathLike[str]) -> Checkpoint:
     """
     target = Path(path)
     if target.is_dir():
-        found = sorted(target.glob(PATTERN))
+        found = saved(target)
         if not found:
             raise InputError(f"{target} holds no {PATTERN}; is it a run folder?")
         target = found[-1]
+    about, tensors = files.read(target, "checkpoint")
+    if _KEY not in about:
+        raise InputError(f"{target} is no torchloc checkpoint; give a run folder, or a file of it")
+    told = files.description(target, about[_KEY], FORMAT, "checkpoint")
     policy = SoftmaxPolicy.load(target)
     try:
-        with safe_open(target, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise InputError(f"{target} is a policy, not a checkpoint; give a run folder")
-            about = json.loads(text)
-            if about["format"] > FORMAT:
-                raise InputError(
-                    f"{target} has checkpoint format {about['format']}, this version reads up to "
-                    f"{FORMAT}; upgrade torchloc"
-                )
-            generator = torch.Generator()
-            generator.set_state(file.get_tensor(_GENERATOR))
-            return Checkpoint(
-                int(about["iteration"]), policy, generator, str(about["configuration"])
-            )
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        iteration, configuration = told["iteration"], told["configuration"]
+        if type(iteration) is not int or iteration < 0 or not isinstance(configuration, str):
+            raise TypeError(f"iteration is {iteration!r}, configuration {configuration!r}")
+        generator = torch.Generator()
+        generator.set_state(tensors[_GENERATOR])
+    except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{target} is damaged or no torchloc checkpoint: {error}") from error
+    return Checkpoint(iteration, policy, generator, configuration)
+
+
+def saved(folder: str | PathLike[str]) -> list[Path]:
+    """The checkpoints of a folder, oldest iteration first; files of other names are left out."""
+    numbered = [
+        (int(path.name[len(_STEM) : -len(_SUFFIX)]), path)
+        for path in Path(folder).glob(PATTERN)
+        if path.name[len(_STEM) : -len(_SUFFIX)].isdecimal()
+    ]
+    return [path for _, path in sorted(numbered)]
 
 
 def prune(folder: str | PathLike[str], keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints of a folder."""
-    for old in sorted(Path(folder).glob(PATTERN))[:-keep]:
+    """Deletes all but the newest `keep` checkpoints of a folder.
+
+    Raises:
+        InputError: `keep` is below 1.
+    """
+    if keep < 1:
+        raise InputError(f"keep is {keep}; at least 1 checkpoint must stay")
+    for old in saved(folder)[:-keep]:
         old.unlink()

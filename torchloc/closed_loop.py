@@ -22,35 +22,43 @@ from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
 from torchloc.mdp.checks import IntArray
-from torchloc.policy import SoftmaxPolicy
+from torchloc.policy import AgentGroup, SoftmaxPolicy
 
 ENTRY_BUDGET = 100_000_000
 """Entries of one site's closed-loop tensor that are enumerated at most."""
 
 
 class PolicyTables:
-    """A snapshot of a policy: its enumerated laws and what is needed to look them up by agent.
+    """The laws of all agents at all scope states, looked up by agent: a snapshot of a policy.
 
     Later changes of the policy do not reach it, so what is computed from it lazily stays consistent.
 
     Args:
-        policy: Every scope state of every agent is enumerated, here and now.
-
-    Attributes:
+        groups: Agents of equal shape; every agent 0 … K − 1 stands in one of them.
         laws: One (G, *S_scope, A) float64 tensor a group.
         temperature: (K,) float64.
     """
 
-    def __init__(self, policy: SoftmaxPolicy) -> None:
-        self.scopes = policy.scopes
-        self.groups = policy.groups
-        self.group_of = policy.group_of
-        self.row_of = policy.row_of
-        self.temperature = policy.temperature.clone()
-        self.laws = [
+    def __init__(
+        self, groups: Sequence[AgentGroup], laws: Sequence[Tensor], temperature: Tensor
+    ) -> None:
+        self.groups = tuple(groups)
+        self.laws = tuple(laws)
+        self.temperature = temperature
+        self.group_of = np.zeros(len(temperature), dtype=np.int64)
+        self.row_of = np.zeros(len(temperature), dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            self.group_of[group.agents] = index
+            self.row_of[group.agents] = np.arange(len(group))
+
+    @classmethod
+    def read(cls, policy: SoftmaxPolicy) -> PolicyTables:
+        """Enumerates every scope state of every agent, here and now."""
+        laws = [
             group.unflatten(policy.group_probabilities(index))
             for index, group in enumerate(policy.groups)
         ]
+        return cls(policy.groups, laws, policy.temperature.clone())
 
     def of_agents(self, agents: IntArray) -> Tensor:
         """(B, *S_scope, A) laws of agents that all belong to one group."""

@@ -50,7 +50,7 @@ def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
         (N, N) CSR without stored zeros (paper, Section 2).
     """
     parts = [(b.coordinates, b.states, b.state_influence()) for b in mdp.kernels]
-    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
+    return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))
 
 
 def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
@@ -60,10 +60,10 @@ def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
         (N, K) CSR without stored zeros (paper, Section 2).
     """
     parts = [(b.coordinates, b.actions, b.action_influence()) for b in mdp.kernels]
-    return _scatter(parts, (mdp.n_coordinates, mdp.n_agents))
+    return entries_matrix(parts, (mdp.n_coordinates, mdp.n_agents))
 
 
-def _scatter(
+def entries_matrix(
     parts: list[tuple[IntArray, IntArray, np.ndarray]], shape: tuple[int, int]
 ) -> sp.csr_array:
     """CSR from (influenced (B,), causes (B, c), values (B or 1, c)) parts."""
@@ -94,7 +94,7 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
         InputError: Another rung (`coupled` has no Π of its own).
     """
     if rung == "exact":
-        laws = PolicyTables(policy).laws
+        laws = PolicyTables.read(policy).laws
         return scope_matrix(policy, [_exact_sensitivity(law) for law in laws])
     if rung == "scope":
         ones = [torch.ones(len(g), len(g.sizes), dtype=torch.float64) for g in policy.groups]
@@ -139,7 +139,7 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
     if rung not in RUNGS:
         raise InputError(f"rung is {rung!r}; choose one of {', '.join(RUNGS)}")
     if rung == "coupled":
-        return coupled_influence(mdp, PolicyTables(policy))
+        return coupled_influence(mdp, PolicyTables.read(policy))
     product = action_sensitivity(mdp) @ policy_sensitivity(policy, rung)
     return sp.csr_array(state_sensitivity(mdp) + product)
 
@@ -174,7 +174,7 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
                     np.maximum(worst[:, 0], distance.max(axis=1), out=worst[:, 0])
                 sites, cause = batch.coordinates[members], causes[members, column, None]
                 parts.append((sites, cause, np.minimum(worst, 1.0)))
-    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
+    return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))
 
 
 def coupled_influence(
@@ -202,14 +202,18 @@ def coupled_influence(
     Raises:
         BudgetError: Some coordinate's closed loop is too large to enumerate; the message gives the size.
     """
-    moved = action_sensitivity(mdp)
-    shared = np.bincount(moved.indices, minlength=mdp.n_agents) > (np.inf if all_private else 1)
+    shared = np.zeros(mdp.n_agents, dtype=np.bool_) if all_private else shared_agents(mdp)
     parts = []
     for batch in mdp.kernels:
         for local in local_classes(batch, tables, shared[batch.actions].astype(np.int64)):
             causes, values = _coupled_class(local, tables)
             parts.append((batch.coordinates[local.rows], causes, values.numpy()))
-    return _scatter(parts, (mdp.n_coordinates, mdp.n_coordinates))
+    return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))
+
+
+def shared_agents(mdp: FactoredMDP) -> np.ndarray:
+    """(K,) bool: whether E^a says that the agent's action moves more than one coordinate."""
+    return np.bincount(action_sensitivity(mdp).indices, minlength=mdp.n_agents) > 1
 
 
 def _coupled_class(local: LocalClass, tables: PolicyTables) -> tuple[IntArray, Tensor]:

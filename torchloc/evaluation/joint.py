@@ -111,7 +111,7 @@ class JointEvaluation:
         self.tolerance = tolerance
         self.shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
         self._structure = structure or Structure()
-        self._tables = PolicyTables(policy)
+        self._tables = PolicyTables.read(policy)
 
     def renewed(self, policy: SoftmaxPolicy) -> JointEvaluation:
         """The same evaluation of another policy on the same scopes, sharing the elimination plans."""

@@ -1,14 +1,14 @@
-"""Policies as `.safetensors` files: tensors plus one JSON string of metadata."""
+"""Policies as `.safetensors` files: tensors plus one JSON string of metadata, so no code."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,45 +40,100 @@ def tensors(policy: SoftmaxPolicy) -> dict[str, Tensor]:
 
 def metadata(policy: SoftmaxPolicy) -> dict[str, str]:
     """What kind of network the tensors belong to."""
-    return {_KEY: json.dumps({"format": FORMAT, **policy.spec})}
+    return {_KEY: json.dumps({**policy.spec, "format": FORMAT})}
 
 
 def save(path: str | PathLike[str], policy: SoftmaxPolicy) -> None:
-    """Writes to a temporary file beside `path`, then renames: a reader never sees half a file."""
+    """Writes a policy file (`write`)."""
+    write(path, tensors(policy), metadata(policy))
+
+
+def write(path: str | PathLike[str], named: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes to a temporary file beside `path`, flushes and renames: never half a file to read.
+
+    Raises:
+        InputError: The folder of `path` does not exist, or `path` is a folder.
+    """
     target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: there is no folder {target.parent}; create it")
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors(policy), scratch, metadata=metadata(policy))
+        save_file(dict(named), scratch, metadata=dict(about))
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def load(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """(specification, arrays, network parameters) of a file that `save` or a checkpoint wrote.
+def read(path: str | PathLike[str], what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a safetensors file; `what` names what it should be in errors.
+
+    Raises:
+        InputError: The file is missing, cannot be read, or is no whole safetensors file.
+    """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; give the {what} file in it")
+    if not Path(path).exists():
+        raise InputError(f"there is no {what} file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            # A copy: what safetensors gives is a view of the file, which another run may replace.
+            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or no torchloc {what}: {error}") from error
+
+
+def description(path: str | PathLike[str], text: str, latest: int, what: str) -> dict[str, Any]:
+    """The JSON object `text` of a file's metadata, without its format number, which is checked.
+
+    Raises:
+        InputError: It is no JSON object, or its format is not 1 … `latest`.
+    """
+    try:
+        result = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or no torchloc {what}: {error}") from error
+    version = result.pop("format", None) if isinstance(result, dict) else None
+    if type(version) is not int or version < 1:
+        raise InputError(
+            f"{path} is damaged or no torchloc {what}: its description holds no format number"
+        )
+    if version > latest:
+        raise InputError(
+            f"{path} has {what} format {version}, this version reads up to {latest}; upgrade "
+            f"torchloc"
+        )
+    return result
+
+
+def load(
+    path: str | PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """(description, arrays, network parameters) of a file that `save` or a checkpoint wrote.
 
     Raises:
         InputError: The file is missing, damaged, of a later format, or no torchloc policy.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no policy file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise InputError(f"{path} is no torchloc policy; write one with SoftmaxPolicy.save")
-            spec = json.loads(text)
-            if spec["format"] > FORMAT:
-                raise InputError(
-                    f"{path} has policy format {spec['format']}, this version reads up to {FORMAT}; "
-                    f"upgrade torchloc"
-                )
-            arrays = {name: np.asarray(file.get_tensor(name).numpy()) for name in _ARRAYS}
-            parameters = {
-                name.removeprefix(_PREFIX): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - a safetensors handle is no dict
-                if name.startswith(_PREFIX)
-            }
-            return spec, arrays, parameters
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged or no torchloc policy: {error}") from error
+    about, named = read(path, "policy")
+    if _KEY not in about:
+        raise InputError(f"{path} is no torchloc policy; write one with SoftmaxPolicy.save")
+    spec = description(path, about[_KEY], FORMAT, "policy")
+    if set(spec) not in ({"kind"}, {"kind", "hidden", "activation"}):
+        raise InputError(
+            f"{path} is damaged or no torchloc policy: its description holds {sorted(spec)}, not "
+            f"kind, hidden and activation"
+        )
+    missing = [name for name in _ARRAYS if name not in named]
+    if missing:
+        raise InputError(f"{path} is damaged: it lacks the arrays {', '.join(missing)}")
+    parameters = {
+        name.removeprefix(_PREFIX): value
+        for name, value in named.items()
+        if name.startswith(_PREFIX)
+    }
+    return spec, {name: named[name] for name in _ARRAYS}, parameters

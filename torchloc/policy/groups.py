@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchloc.errors import BudgetError
 from torchloc.graphs import Scopes
 from torchloc.mdp.checks import IntArray, frozen
+
+ROW_BUDGET = 10_000_000
+"""Scope states of one agent that are enumerated at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +41,28 @@ class AgentGroup:
         """R, the number of scope states."""
         return math.prod(self.sizes)
 
+    def check_enumerable(self) -> None:
+        """Refuses scopes whose states cannot be enumerated.
+
+        Raises:
+            BudgetError: R is over `ROW_BUDGET`; the message names the first agent of the group.
+        """
+        if self.n_rows > ROW_BUDGET:
+            entries = self.n_rows * self.n_actions
+            raise BudgetError(
+                f"agent {int(self.agents[0])} sees {len(self.sizes)} coordinates with "
+                f"{self.n_rows} joint states ({8 * entries} bytes for a table over them and "
+                f"{self.n_actions} actions), over the budget of {ROW_BUDGET} states; give it a "
+                f"smaller scope"
+            )
+
     def observations(self) -> Tensor:
-        """(R, m) int64: all scope states, the last coordinate running fastest."""
+        """(R, m) int64: all scope states, the last coordinate running fastest.
+
+        Raises:
+            BudgetError: R is over `ROW_BUDGET`.
+        """
+        self.check_enumerable()
         if not self.sizes:
             return torch.zeros((1, 0), dtype=torch.int64)
         axes = [torch.arange(size) for size in self.sizes]

@@ -5,8 +5,11 @@ Axis letters: G agents, B observations an agent, m scope coordinates, R scope st
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +46,7 @@ class BatchedLinear(nn.Module):
         n_agents: int,
         n_inputs: int,
         n_outputs: int,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
@@ -81,31 +84,78 @@ LogitNetwork = nn.Module
 """(G, B, m) int64 observations → (G, B, A) logits, agent g of the group reading row g only."""
 
 
-def tabular(group: AgentGroup, generator: torch.Generator, dtype: torch.dtype, scale: float) -> Tabular:
+def described(kind: str, *, hidden: Sequence[int] = (), activation: str = "relu") -> dict[str, Any]:
+    """The description of a kind of network that `built` reads and files keep; plain JSON values.
+
+    Args:
+        kind: `tabular` or `mlp`.
+        hidden: Widths of the hidden layers of an MLP; none makes it linear.
+        activation: A key of `ACTIVATIONS`.
+
+    Raises:
+        InputError: An unknown kind or activation, or a width that is no whole number ≥ 1.
+    """
+    if kind == "tabular":
+        return {"kind": kind}
+    if kind != "mlp":
+        raise InputError(f"the kind of network is {kind!r}; choose tabular or mlp")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise InputError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    if not isinstance(hidden, Iterable):
+        raise InputError(f"hidden is {hidden!r}; give a list of widths, one a layer")
+    for layer, width in enumerate(hidden):
+        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+            raise InputError(
+                f"hidden: layer {layer} has width {width!r}; give whole numbers of at least 1, or "
+                f"an empty list for a linear network"
+            )
+    return {"kind": kind, "hidden": [int(width) for width in hidden], "activation": activation}
+
+
+def built(
+    description: dict[str, Any],
+    group: AgentGroup,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    scale: float = 0.0,
+) -> nn.Module:
+    """The network of a group, freshly drawn.
+
+    Args:
+        description: From `described`.
+        group: Its agents.
+        dtype: Of the parameters.
+        generator: Source of the initial parameters; None on the meta device, where none are drawn.
+        scale: Standard deviation of tabular logits; 0 gives the uniform policy.
+
+    Raises:
+        BudgetError: A table with more rows than are enumerated.
+    """
+    if description["kind"] == "tabular":
+        return tabular(group, generator, dtype, scale)
+    return mlp(group, generator, dtype, description["hidden"], description["activation"])
+
+
+def tabular(
+    group: AgentGroup, generator: torch.Generator | None, dtype: torch.dtype, scale: float
+) -> Tabular:
     """Normal logits of standard deviation `scale`; 0 gives the uniform policy."""
+    group.check_enumerable()
     shape = (len(group), group.n_rows, group.n_actions)
     return Tabular(group.sizes, scale * torch.randn(shape, generator=generator, dtype=dtype))
 
 
 def mlp(
     group: AgentGroup,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     dtype: torch.dtype,
     hidden: Sequence[int],
     activation: str,
 ) -> nn.Sequential:
-    """One-hot inputs, hidden layers of the given widths, linear logits; no hidden layer: linear.
-
-    Raises:
-        InputError: A width below 1, or an unknown activation.
-    """
-    if activation not in ACTIVATIONS:
-        raise InputError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-    if any(width < 1 for width in hidden):
-        raise InputError(f"hidden is {list(hidden)}; every width must be at least 1")
+    """One-hot inputs, hidden layers of the given widths, linear logits; no hidden layer: linear."""
     widths = [sum(group.sizes), *hidden, group.n_actions]
     layers: list[nn.Module] = [OneHot(group.sizes, dtype)]
-    for i, (n_inputs, n_outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n_inputs, n_outputs) in enumerate(itertools.pairwise(widths)):
         if i:
             layers.append(ACTIVATIONS[activation]())
         layers.append(BatchedLinear(len(group), n_inputs, n_outputs, generator, dtype))

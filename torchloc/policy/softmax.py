@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
@@ -15,24 +14,28 @@ from torch import Tensor, nn
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import IntArray, reals
-from torchloc.policy import files, networks
+from torchloc.mdp.checks import FloatArray, IntArray, normalised
+from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
 
 AnyScopes = Scopes | Sequence[ArrayLike]
-DEFAULT_ROW_BUDGET = 10_000_000
 
 
 class SoftmaxPolicy(nn.Module):
     """Per-agent softmax policies over scopes, the agents of equal shape in one batched network.
 
-    Build one with `tabular`, `linear`, `mlp`, `from_logits`, `from_probabilities`, `from_callable` or `load`.
+    Build one with `tabular`, `linear`, `mlp`, `from_logits`, `from_probabilities`, `from_callable`
+    or `load`.
 
     Attributes:
         scopes: What each agent sees.
         groups: Agents of equal shape; `networks[i]` serves `groups[i]`.
         temperature: (K,) float64 buffer, τ_k > 0.
         group_of, row_of: (K,) the group of each agent and its row there.
+
+    Raises:
+        InputError: Sizes that are no positive whole numbers, one action size an agent missing, a
+            scope that names a coordinate without a size, or a temperature that is not positive.
 
     Example:
         >>> import torchloc as tl
@@ -56,8 +59,18 @@ class SoftmaxPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.scopes = scopes
-        self.state_sizes = np.asarray(state_sizes, dtype=np.int64)
-        self.action_sizes = np.asarray(action_sizes, dtype=np.int64)
+        self.state_sizes = checks.sizes(state_sizes, "state_sizes")
+        self.action_sizes = checks.sizes(action_sizes, "action_sizes")
+        if len(self.action_sizes) != len(scopes):
+            raise InputError(
+                f"action_sizes has {len(self.action_sizes)} entries, but there are {len(scopes)} "
+                f"scopes; give one of each an agent"
+            )
+        if len(scopes.indices) and int(scopes.indices.max()) >= len(self.state_sizes):
+            raise InputError(
+                f"a scope names coordinate {int(scopes.indices.max())}, but state_sizes has "
+                f"{len(self.state_sizes)} entries; coordinates are numbered from 0"
+            )
         self.groups = agent_groups(scopes, self.state_sizes, self.action_sizes)
         self.networks = nn.ModuleList(build(group) for group in self.groups)
         self.spec = spec
@@ -69,7 +82,7 @@ class SoftmaxPolicy(nn.Module):
         self.register_buffer("temperature", torch.ones(len(scopes), dtype=torch.float64))
         self.set_temperature(temperature)
 
-    # -- constructors -------------------------------------------------------------------------------
+    # -- constructors ------------------------------------------------------------------------------
 
     @classmethod
     def tabular(
@@ -82,14 +95,20 @@ class SoftmaxPolicy(nn.Module):
         scale: float = 0.0,
         dtype: torch.dtype = torch.float64,
     ) -> SoftmaxPolicy:
-        """One free logit an entry, normal with standard deviation `scale` (0: the uniform policy)."""
+        """One free logit an entry, normal with standard deviation `scale` (0: the uniform policy).
+
+        Raises:
+            InputError: Scopes that do not fit, a temperature that is not positive.
+            BudgetError: A scope with more joint states than are enumerated.
+        """
+        description = networks.described("tabular")
         generator = torch.Generator().manual_seed(seed)
         return cls(
             as_scopes(mdp, scopes),
             mdp.state_sizes,
             mdp.action_sizes,
-            lambda group: networks.tabular(group, generator, dtype, scale),
-            {"kind": "tabular"},
+            lambda group: networks.built(description, group, dtype, generator, scale),
+            description,
             temperature,
         )
 
@@ -108,15 +127,17 @@ class SoftmaxPolicy(nn.Module):
         """One multilayer perceptron an agent on one-hot observations; its own weights each.
 
         Raises:
-            InputError: Unknown activation, a width below 1, scopes that do not fit.
+            InputError: Unknown activation, a width below 1, scopes that do not fit, a temperature
+                that is not positive.
         """
+        description = networks.described("mlp", hidden=hidden, activation=activation)
         generator = torch.Generator().manual_seed(seed)
         return cls(
             as_scopes(mdp, scopes),
             mdp.state_sizes,
             mdp.action_sizes,
-            lambda group: networks.mlp(group, generator, dtype, hidden, activation),
-            {"kind": "mlp", "hidden": list(hidden), "activation": activation},
+            lambda group: networks.built(description, group, dtype, generator),
+            description,
             temperature,
         )
 
@@ -145,16 +166,16 @@ class SoftmaxPolicy(nn.Module):
         """A tabular policy from K tables of logits (*S[scope_k], A_k); −∞ forbids an action.
 
         Raises:
-            InputError: A table has the wrong shape, holds NaN or +∞, or forbids every action.
+            InputError: Not one table an agent, or a table has the wrong shape, holds NaN or +∞, or
+                forbids every action in some scope state.
+            BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
-        if len(tables) != mdp.n_agents:
-            raise InputError(
-                f"tables has {len(tables)} entries, but the model has {mdp.n_agents} agents"
-            )
+        checks.check_count(tables, "logits", policy.n_agents)
         for group, network in zip(policy.groups, policy.networks, strict=True):
             for row, agent in enumerate(group.agents.tolist()):
-                table = _logits(tables[agent], agent, (*group.sizes, group.n_actions))
+                table = checks.as_table(tables[agent], f"logits of agent {agent}", group)
+                checks.check_logits(table, f"logits of agent {agent}")
                 network.table.data[row] = torch.from_numpy(table).reshape(group.n_rows, -1)
         return policy
 
@@ -170,55 +191,63 @@ class SoftmaxPolicy(nn.Module):
         """A tabular policy from K tables of probabilities (*S[scope_k], A_k), as z = τ log π.
 
         Raises:
-            InputError: A table has the wrong shape, or a row is no law (1e-9).
+            InputError: Not one table an agent, or a table has the wrong shape, or a row is no law
+                (tolerance 1e-9).
+            BudgetError: A scope with more joint states than are enumerated.
         """
-        scopes = as_scopes(mdp, scopes)
-        tau = _temperatures(temperature, mdp.n_agents)
-        logits = []
-        for k, table in enumerate(tables):
-            law = reals(table, f"probabilities of agent {k}")
-            if law.ndim == 0 or (law < 0).any() or (np.abs(law.sum(axis=-1) - 1.0) > 1e-9).any():
-                raise InputError(
-                    f"probabilities of agent {k}: some row is no probability law; entries must be "
-                    f"≥ 0 and the last axis must sum to 1 (tolerance 1e-9)"
-                )
-            with np.errstate(divide="ignore"):
-                logits.append(float(tau[k]) * np.log(law))
-        return cls.from_logits(mdp, scopes, logits, temperature=temperature)
+        policy = cls.tabular(mdp, scopes, temperature=temperature)
+        checks.check_count(tables, "probabilities", policy.n_agents)
+        return policy._with_laws(lambda agent, _: tables[agent])
 
     @classmethod
     def from_callable(
         cls,
         mdp: FactoredMDP,
         scopes: AnyScopes,
-        f: Callable[[int, IntArray], ArrayLike],
+        f: Callable[[int, IntArray], ArrayLike | Tensor],
         *,
         temperature: float | ArrayLike = 1.0,
     ) -> SoftmaxPolicy:
-        """A tabular policy from any function `f(agent, observations)`: (R, m) ints → (R, A_k) probabilities.
+        """A tabular policy from a function `f(agent, observations)`: (R, m) ints → (R, A_k) laws.
 
-        The function is called once an agent, with all R = Π S[scope] local observations as rows.
+        The function is called once an agent, in ascending order, with all R = Π S[scope] local
+        observations as rows, the last coordinate running fastest.
 
         Raises:
-            InputError: What it returns is no law a row, or has another shape.
+            InputError: What it returns has another shape, or a row is no law (tolerance 1e-9).
+            BudgetError: A scope with more joint states than are enumerated.
         """
-        scopes = as_scopes(mdp, scopes)
-        tables = []
-        for k, scope in enumerate(scopes):
-            sizes = mdp.state_sizes[list(scope)].tolist()
-            rows = np.array(list(itertools.product(*map(range, sizes))), dtype=np.int64)
-            rows = rows.reshape(-1, len(sizes))
-            law = reals(f(k, rows), f"probabilities of agent {k}")
-            expected = (len(rows), int(mdp.action_sizes[k]))
+        policy = cls.tabular(mdp, scopes, temperature=temperature)
+
+        def table(agent: int, group: AgentGroup) -> FloatArray:
+            law = checks.as_array(
+                f(agent, group.observations().numpy()), f"f's laws of agent {agent}"
+            )
+            expected = (group.n_rows, group.n_actions)
             if law.shape != expected:
                 raise InputError(
-                    f"f returned shape {law.shape} for agent {k}; (observations, actions) = {expected} "
-                    f"is needed"
+                    f"f returned shape {law.shape} for agent {agent}; it must return one row an "
+                    f"observation, one column an action: {expected}"
                 )
-            tables.append(law.reshape(*sizes, -1))
-        return cls.from_probabilities(mdp, scopes, tables, temperature=temperature)
+            return law.reshape(*group.sizes, group.n_actions)
 
-    # -- files --------------------------------------------------------------------------------------
+        return policy._with_laws(table)
+
+    def _with_laws(self, table: Callable[[int, AgentGroup], ArrayLike | Tensor]) -> SoftmaxPolicy:
+        """This tabular policy with the laws that `table` gives an agent, (*S_scope, A_k)."""
+        for agent in range(self.n_agents):
+            index, row = int(self.group_of[agent]), int(self.row_of[agent])
+            group, field = self.groups[index], f"probabilities of agent {agent}"
+            laws = checks.as_table(table(agent, group), field, group)
+            laws = normalised(laws[None], lambda _, field=field: field)[0]
+            with np.errstate(divide="ignore"):
+                logits = float(self.temperature[agent]) * np.log(laws)
+            self.networks[index].table.data[row] = torch.from_numpy(logits).reshape(
+                group.n_rows, -1
+            )
+        return self
+
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the policy to a `.safetensors` file: numbers and JSON, no code."""
@@ -229,33 +258,60 @@ class SoftmaxPolicy(nn.Module):
         """Reads what `save` wrote; loading runs no code from the file.
 
         Raises:
-            InputError: The file is missing, damaged, or no torchloc policy.
+            InputError: The file is missing, damaged, of a later format, or no torchloc policy.
         """
-        spec, arrays, parameters = files.load(path)
-        generator = torch.Generator().manual_seed(0)
-        dtype = next(iter(parameters.values())).dtype if parameters else torch.float64
+        description, arrays, parameters = files.load(path)
+        try:
+            return cls._restored(description, arrays, parameters)
+        # RuntimeError: sizes so large that torch cannot count the entries of the tensors.
+        except (InputError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged or no torchloc policy: {error}") from error
+
+    @classmethod
+    def _restored(
+        cls, spec: dict[str, Any], arrays: dict[str, Tensor], parameters: dict[str, Tensor]
+    ) -> SoftmaxPolicy:
+        """A policy from its parts; networks are laid out without memory, then given parameters."""
+        kinds = {value.dtype for value in parameters.values()} or {torch.float64}
+        dtype = next(iter(kinds))
+        if len(kinds) > 1 or not dtype.is_floating_point:
+            raise InputError(
+                f"the network parameters have dtypes {sorted(map(str, kinds))}; one floating dtype "
+                f"is needed"
+            )
+        description = networks.described(**spec)
 
         def build(group: AgentGroup) -> nn.Module:
-            if spec["kind"] == "tabular":
-                return networks.tabular(group, generator, dtype, 0.0)
-            return networks.mlp(group, generator, dtype, spec["hidden"], spec["activation"])
+            with torch.device("meta"):
+                return networks.built(description, group, dtype, None)
 
-        scopes = Scopes(arrays["scope_indptr"], arrays["scope_indices"])
         policy = cls(
-            scopes,
-            arrays["state_sizes"],
-            arrays["action_sizes"],
+            Scopes(arrays["scope_indptr"].numpy(), arrays["scope_indices"].numpy()),
+            arrays["state_sizes"].numpy(),
+            arrays["action_sizes"].numpy(),
             build,
-            spec,
-            arrays["temperature"],
+            description,
+            arrays["temperature"].numpy(),
         )
-        try:
-            policy.networks.load_state_dict(parameters)
-        except RuntimeError as error:
-            raise InputError(f"{path}: the parameters do not fit the policy: {error}") from error
+        needed = policy.networks.state_dict()
+        for name in sorted({*needed, *parameters}):
+            have = tuple(parameters[name].shape) if name in parameters else "missing"
+            want = tuple(needed[name].shape) if name in needed else "absent"
+            if have != want:
+                raise InputError(
+                    f"network parameter {name} is {have}, but kind, scopes and sizes need {want}"
+                )
+        policy.networks.load_state_dict(parameters, assign=True)
+        for group, network in zip(policy.groups, policy.networks, strict=True):
+            for name, value in network.named_parameters():
+                field = f"parameter {name} of agent {int(group.agents[0])}'s group"
+                if isinstance(network, networks.Tabular):
+                    checks.check_logits(value.detach().double().numpy(), field)
+                elif not bool(torch.isfinite(value).all()):
+                    raise InputError(f"{field} holds NaN or ∞; every entry must be finite")
         return policy
 
-    # -- temperatures, logits, laws -----------------------------------------------------------------
+    # -- temperatures, logits, laws ----------------------------------------------------------------
 
     @property
     def n_agents(self) -> int:
@@ -271,9 +327,10 @@ class SoftmaxPolicy(nn.Module):
                 table, or the network's last affine layer), so that π stays.
 
         Raises:
-            InputError: τ is not finite and positive, or has another length than K; an unknown `hold`.
+            InputError: τ is not finite and positive, or has another length than K; an unknown
+                `hold`.
         """
-        tau = _temperatures(temperature, self.n_agents)
+        tau = checks.temperatures(temperature, self.n_agents)
         if hold not in ("logits", "policy"):
             raise InputError(f"hold is {hold!r}; choose logits or policy")
         if hold == "policy":
@@ -296,14 +353,9 @@ class SoftmaxPolicy(nn.Module):
         """(G, R, A) logits of group `index` at every scope state, in the network's dtype.
 
         Raises:
-            InputError: More scope states than can be enumerated.
+            BudgetError: More scope states than are enumerated.
         """
         group = self.groups[index]
-        if group.n_rows > DEFAULT_ROW_BUDGET:
-            raise InputError(
-                f"agent {int(group.agents[0])} sees {group.n_rows} scope states, more than the "
-                f"{DEFAULT_ROW_BUDGET} that are enumerated; give it a smaller scope"
-            )
         observations = group.observations().expand(len(group), -1, -1)
         return self.networks[index](observations)
 
@@ -312,13 +364,13 @@ class SoftmaxPolicy(nn.Module):
         return torch.softmax(self.group_scaled_logits(index), dim=-1)
 
     def group_scaled_logits(self, index: int) -> Tensor:
-        """(G, R, A) float64 z/τ of group `index`, without gradient."""
+        """(G, R, A) float64 (z − max_a z)/τ of group `index`, without gradient: at most 0."""
         agents = torch.tensor(self.groups[index].agents)
         with torch.no_grad():
-            return self.group_logits(index).double() / self.temperature[agents][:, None, None]
+            return _scaled(self.group_logits(index), self.temperature[agents][:, None, None])
 
     def logits(self, k: int) -> Tensor:
-        """(*S[scope_k], A_k) logits z_k of agent k, without gradient (`group_logits` carries it)."""
+        """(*S[scope_k], A_k) logits z_k of agent k, no gradient (`group_logits` carries it)."""
         group = self.groups[self.group_of[k]]
         with torch.no_grad():
             rows = self.group_logits(int(self.group_of[k]))[int(self.row_of[k])]
@@ -326,52 +378,38 @@ class SoftmaxPolicy(nn.Module):
 
     def probabilities(self, k: int) -> Tensor:
         """(*S[scope_k], A_k) float64 law π_k, without gradient."""
-        return torch.softmax(self.logits(k).double() / self.temperature[k], dim=-1)
+        return torch.softmax(_scaled(self.logits(k), self.temperature[k]), dim=-1)
 
     def act(self, observation: Tensor, generator: torch.Generator) -> Tensor:
         """Samples actions for joint states.
 
         Args:
-            observation: (…, N) int64 joint states; agent k reads its scope's entries only.
+            observation: (…, N) integer joint states; agent k reads its scope's entries only.
             generator: Source of randomness.
 
         Returns:
-            (…, K) int64 actions.
+            (…, K) int64 actions; an action of probability 0 is never drawn.
+
+        Raises:
+            InputError: Another number of coordinates, no integers, or a value that a coordinate
+                which some agent sees does not have.
         """
-        states = torch.as_tensor(observation).reshape(-1, len(self.state_sizes))
+        states, lead = checks.joint_states(observation, self.state_sizes, self.scopes.indices)
         actions = torch.empty(len(states), self.n_agents, dtype=torch.int64)
         for group, network in zip(self.groups, self.networks, strict=True):
             agents = torch.tensor(group.agents)
             seen = states[:, torch.tensor(group.scope)].permute(1, 0, 2)
             with torch.no_grad():
-                scaled = network(seen).double() / self.temperature[agents][:, None, None]
-            law = torch.softmax(scaled, dim=-1)
-            draw = torch.rand(*law.shape[:2], 1, generator=generator, dtype=torch.float64)
-            chosen = (law.cumsum(dim=-1) <= draw * law.sum(dim=-1, keepdim=True)).sum(dim=-1)
-            actions[:, agents] = chosen.clamp(max=group.n_actions - 1).T
-        return actions.reshape(*torch.as_tensor(observation).shape[:-1], self.n_agents)
+                scaled = _scaled(network(seen), self.temperature[agents][:, None, None])
+            mass = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
+            draw = torch.rand(*mass.shape[:2], 1, generator=generator, dtype=torch.float64)
+            # A draw is at most 1 - 2^-53, so its product with the total stays below the total, and
+            # the first action whose mass exceeds it has a probability above 0.
+            actions[:, agents] = (mass <= draw * mass[..., -1:]).sum(dim=-1).T
+        return actions.reshape(*lead, self.n_agents)
 
 
-def _temperatures(value: float | ArrayLike | Tensor, n_agents: int) -> Tensor:
-    tau = torch.as_tensor(value, dtype=torch.float64)
-    if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != n_agents):
-        raise InputError(
-            f"temperature has shape {tuple(tau.shape)}; give one number, or one for each of the "
-            f"{n_agents} agents"
-        )
-    if not bool((torch.isfinite(tau) & (tau > 0)).all()):
-        raise InputError(f"temperature is {tau.tolist()}; it must be finite and > 0")
-    return tau.expand(n_agents).clone()
-
-
-def _logits(value: ArrayLike | Tensor, agent: int, shape: tuple[int, ...]) -> np.ndarray:
-    table = reals(value, f"logits of agent {agent}")
-    if table.shape != shape:
-        raise InputError(
-            f"logits of agent {agent} have shape {table.shape}; (*S[scope], A) = {shape} is needed"
-        )
-    if np.isnan(table).any() or (table == np.inf).any():
-        raise InputError(f"logits of agent {agent} hold NaN or +∞; use finite numbers or −∞")
-    if np.isneginf(table).all(axis=-1).any():
-        raise InputError(f"logits of agent {agent}: some scope state forbids every action")
-    return table
+def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+    """(z − max_a z)/τ in float64: the maximum is taken out first, so that no quotient overflows."""
+    logits = logits.double()
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature

@@ -118,6 +118,7 @@ class _Search:
         self.block, mask = self.block.keep(keep)
         self.low, self.high = self.low[keep], self.high[keep]
         self.x = self.x[mask]
+        self.quotient = self.quotient[mask]
 
     def power(self, steps: int) -> None:
         """Shifted power steps, x ← (B + s)x / (upper + s) with s = ½√(lower·upper)."""
@@ -281,6 +282,7 @@ class _Search:
         degree = _FILTER
         while degree <= highest and self.steps + degree <= self.budget.power_steps:
             before, gap = self.upper, self.upper - self.lower
+            spread = float(np.ptp(self.quotient))
             block, exponent, x = self.block, self.block.exponent, self.x
             self.chebyshev(degree)
             self.prune()
@@ -288,7 +290,7 @@ class _Search:
                 self.localised(_PATCHES)
             if self.done:
                 return
-            slow = before - self.upper < 0.01 * gap and self.upper - self.lower > 0.7 * gap
+            slow = before - self.upper < 0.01 * gap and float(np.ptp(self.quotient)) > 0.7 * spread
             if self.block is block and slow:
                 block.regauge(exponent)
                 self.x = x
@@ -312,7 +314,7 @@ class _Search:
                 self.prune()
                 self.localised(_PATCHES)
             if not self.done:
-                self.filters(2 * _FILTER if solver is not None else self.budget.power_steps)
+                self.filters(4 * _FILTER if solver is not None else self.budget.power_steps)
             while solver is None and not self.done and self.steps < self.budget.power_steps:
                 self.power(_STEPS)
                 self.prune()

@@ -1,0 +1,118 @@
+"""Validation of what a user hands to a policy: one clear error a rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from torchloc.errors import InputError
+from torchloc.mdp.checks import FloatArray, IntArray, first, integers, reals
+from torchloc.policy.groups import AgentGroup
+
+
+def sizes(value: ArrayLike, field: str) -> IntArray:
+    """Sizes of spaces: (n,) whole numbers ≥ 1."""
+    result = integers(value, field, 1)
+    if (result < 1).any():
+        (index,) = first(result < 1)
+        raise InputError(f"{field}: entry {index} is {int(result[index])}; it must be at least 1")
+    return result
+
+
+def temperatures(value: float | ArrayLike | Tensor, n_agents: int) -> Tensor:
+    """(K,) float64 temperatures from one number or K."""
+    tau = as_array(value, "temperature")
+    if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != n_agents):
+        raise InputError(
+            f"temperature has shape {tau.shape}; give one number, or one for each of the "
+            f"{n_agents} agents"
+        )
+    bad = ~(np.isfinite(tau) & (tau > 0))
+    if bad.any():
+        whose = f" of agent {first(bad)[0]}" if tau.ndim else ""
+        raise InputError(f"temperature{whose} is {tau[first(bad)]:.6g}; it must be finite and > 0")
+    return torch.from_numpy(tau).expand(n_agents).clone()
+
+
+def as_array(value: ArrayLike | Tensor, field: str) -> FloatArray:
+    """A float64 copy of numbers, or of a tensor of any dtype, with or without gradient."""
+    return reals(value.detach().cpu().double() if isinstance(value, Tensor) else value, field)
+
+
+def check_count(tables: Sequence[ArrayLike | Tensor], what: str, n_agents: int) -> None:
+    """Refuses any other number of tables than one an agent."""
+    if len(tables) != n_agents:
+        raise InputError(
+            f"tables of {what} has {len(tables)} entries, but the model has {n_agents} agents; give "
+            f"one table an agent"
+        )
+
+
+def as_table(value: ArrayLike | Tensor, field: str, group: AgentGroup) -> FloatArray:
+    """(*S_scope, A) float64 copy of an agent's table; `field` names it."""
+    table = as_array(value, field)
+    shape = (*group.sizes, group.n_actions)
+    if table.shape != shape:
+        raise InputError(
+            f"{field} have shape {table.shape}; (*S[scope], A) = {shape} is needed, the axes in "
+            f"the order of the scope"
+        )
+    return table
+
+
+def check_logits(table: FloatArray, field: str) -> None:
+    """Refuses NaN, +∞ and scope states without an allowed action."""
+    bad = np.isnan(table) | (table == np.inf)
+    if bad.any():
+        index = first(bad)
+        raise InputError(
+            f"{field}: entry {index} is {table[index]}; use finite numbers, or −∞ to forbid an "
+            f"action"
+        )
+    shut = np.isneginf(table).all(axis=-1)
+    if shut.any():
+        raise InputError(
+            f"{field}: row {first(shut)} is −∞ throughout, which forbids every action; leave at "
+            f"least one finite"
+        )
+
+
+def joint_states(
+    observation: Tensor, state_sizes: IntArray, read: IntArray
+) -> tuple[Tensor, torch.Size]:
+    """Observations (…, N) as (B, N) int64, and their leading shape.
+
+    Args:
+        observation: Integer joint states.
+        state_sizes: (N,) sizes of the coordinates.
+        read: The coordinates whose values must be in range; the others may hold anything.
+
+    Raises:
+        InputError: Another number of coordinates, no integers, or a value out of range.
+    """
+    states = torch.as_tensor(observation)
+    n = len(state_sizes)
+    if states.ndim == 0 or states.shape[-1] != n:
+        raise InputError(
+            f"observation has shape {tuple(states.shape)}; its last axis must hold the {n} "
+            f"coordinates"
+        )
+    if states.is_floating_point() or states.is_complex() or states.dtype == torch.bool:
+        raise InputError(f"observation has dtype {states.dtype}; give integers, as torch.int64")
+    lead = states.shape[:-1]
+    states = states.reshape(math.prod(lead), n).to(torch.int64)
+    checked = torch.zeros(n, dtype=torch.bool)
+    checked[torch.tensor(read)] = True
+    bad = checked & ((states < 0) | (states >= torch.tensor(state_sizes)))
+    if bool(bad.any()):
+        row, i = first(bad.numpy())
+        raise InputError(
+            f"observation: coordinate {i} is {int(states[row, i])} in joint state {row}; its values "
+            f"are 0 to {int(state_sizes[i]) - 1}"
+        )
+    return states, lead
