@@ -65,9 +65,7 @@ class TensorBoard(Callback):
                 figure = heat_map(matrix, name)
                 writer.add_figure(f"matrix/{name}", figure, state.iteration)
 
-    def on_run_end(
-        self, trainer: Trainer, state: TrainState, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         if self._writer is not None:
             self._writer.close()
 
@@ -150,9 +148,7 @@ class Checkpoint(Callback):
         self.saved: Path | None = None
 
     def _save(self, state: TrainState) -> None:
-        self.saved = checkpoint.save(
-            state.snapshot, self.folder, configuration=self.configuration
-        )
+        self.saved = checkpoint.save(state.snapshot, self.folder, configuration=self.configuration)
         checkpoint.prune(self.folder, self.keep)
 
     def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
@@ -162,9 +158,7 @@ class Checkpoint(Callback):
         if self.every and state.iteration % self.every == 0:
             self._save(state)
 
-    def on_run_end(
-        self, trainer: Trainer, state: TrainState, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         if state.snapshot.iteration or error is None:
             self._save(state)
 
@@ -177,9 +171,7 @@ class ProgressBar(Callback):
         folder: Named in the command that opens TensorBoard; None: not printed.
     """
 
-    def __init__(
-        self, *, enabled: bool = True, folder: str | PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, *, enabled: bool = True, folder: str | PathLike[str] | None = None) -> None:
         self.enabled = enabled
         self.folder = folder
         self._console = Console(file=sys.stdout)
@@ -208,9 +200,7 @@ class ProgressBar(Callback):
         )
         self._bar.update(self._task, completed=state.iteration, numbers=numbers)
 
-    def on_run_end(
-        self, trainer: Trainer, state: TrainState, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.stop()
         if state.certificate is not None:

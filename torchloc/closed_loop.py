@@ -167,9 +167,7 @@ def local_classes(
     for kind, rows in equal_rows(kinds):
         q = actions.shape[1]
         members = [tables.groups[index] for index in kind[:q]]
-        seen = [
-            member.scope[tables.row_of[actions[rows, k]]] for k, member in enumerate(members)
-        ]
+        seen = [member.scope[tables.row_of[actions[rows, k]]] for k, member in enumerate(members)]
         columns = np.concatenate([batch.states[rows], *seen], axis=1)
         sizes = np.array([*batch.state_shape, *(s for member in members for s in member.sizes)])
         for pattern, inner in equal_rows(first_places(columns)):
@@ -214,9 +212,7 @@ def equal_rows(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
         yield value, order[start:end]
 
 
-def reward_terms(
-    mdp: FactoredMDP, tables: PolicyTables
-) -> Iterator[tuple[IntArray, Tensor]]:
+def reward_terms(mdp: FactoredMDP, tables: PolicyTables) -> Iterator[tuple[IntArray, Tensor]]:
     """The closed-loop reward r^π term by term.
 
     Yields:

@@ -164,9 +164,7 @@ def _pair_laws(tables: PolicyTables, shared: np.ndarray, number: np.ndarray) -> 
         joint = couple(*torch.broadcast_tensors(first, second))
         sizes = tuple(size**2 for size in group.sizes)
         groups.append(
-            AgentGroup(
-                number[group.agents[rows]], group.scope[rows], sizes, group.n_actions**2
-            )
+            AgentGroup(number[group.agents[rows]], group.scope[rows], sizes, group.n_actions**2)
         )
         laws.append(joint.reshape(len(rows), *sizes, group.n_actions**2))
     return PolicyTables(groups, laws, torch.ones(int(shared.sum()), dtype=torch.float64))

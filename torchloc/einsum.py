@@ -10,7 +10,9 @@ import opt_einsum
 from torch import Tensor
 
 
-def einsum(operands: Sequence[tuple[Tensor, Sequence[Hashable]]], out: Sequence[Hashable]) -> Tensor:
+def einsum(
+    operands: Sequence[tuple[Tensor, Sequence[Hashable]]], out: Sequence[Hashable]
+) -> Tensor:
     """Sums a product of tensors over all axes but those of `out`.
 
     Args:

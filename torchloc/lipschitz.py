@@ -52,7 +52,9 @@ def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
     else:
         values = torch.where(finite, centred(table), 0.0)
     for i in range(m):
-        spread = (values.amax(dim=i + 1) - values.amin(dim=i + 1)).reshape(len(table), -1).amax(dim=1)
+        spread = (
+            (values.amax(dim=i + 1) - values.amin(dim=i + 1)).reshape(len(table), -1).amax(dim=1)
+        )
         mixed = (finite.any(dim=i + 1) != finite.all(dim=i + 1)).reshape(len(table), -1)
         result[:, i] = torch.where(mixed.any(dim=1), torch.inf, spread)
     return result
@@ -182,9 +184,7 @@ def observed_spreads(observations: Tensor, logits: Tensor) -> Tensor:
         others = [agent] + [observations[..., j] for j in range(m) if j != i]
         key = torch.zeros_like(agent)
         for column in others:
-            _, key = torch.unique(
-                key * (int(column.max()) + 1) + column, return_inverse=True
-            )
+            _, key = torch.unique(key * (int(column.max()) + 1) + column, return_inverse=True)
         n_keys = int(key.max()) + 1
         index = key.reshape(-1, 1).expand(-1, values.shape[-1])
         flat = values.reshape(-1, values.shape[-1])
@@ -192,7 +192,9 @@ def observed_spreads(observations: Tensor, logits: Tensor) -> Tensor:
         high, low = (_reduce(flat, index, n_keys, how) for how in ("amax", "amin"))
         mixed = _reduce(open_, index, n_keys, "amax") != _reduce(open_, index, n_keys, "amin")
         spread = torch.where(mixed, torch.inf, high - low).amax(dim=-1)
-        owner = torch.zeros(n_keys, dtype=torch.int64).scatter(0, key.reshape(-1), agent.reshape(-1))
+        owner = torch.zeros(n_keys, dtype=torch.int64).scatter(
+            0, key.reshape(-1), agent.reshape(-1)
+        )
         result[:, i] = result[:, i].scatter_reduce(0, owner, spread, "amax")
     return result
 

@@ -73,9 +73,7 @@ def entries_matrix(
     values = [none.astype(np.float64)]
     values += [np.broadcast_to(value, causes.shape).ravel() for _, causes, value in parts]
     entries = np.concatenate(values)
-    matrix = sp.csr_array(
-        (entries, (np.concatenate(rows), np.concatenate(columns))), shape=shape
-    )
+    matrix = sp.csr_array((entries, (np.concatenate(rows), np.concatenate(columns))), shape=shape)
     matrix.eliminate_zeros()
     return matrix
 

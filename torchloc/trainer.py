@@ -103,9 +103,7 @@ class Callback:
     def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
         """After an iteration; `state.metrics` holds what it measured."""
 
-    def on_run_end(
-        self, trainer: Trainer, state: TrainState, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         """After the last iteration, or after the exception that ended the run (Ctrl-C included)."""
 
 

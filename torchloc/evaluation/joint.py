@@ -525,9 +525,7 @@ class _Solver:
         """An approximate d with (I − γTᵀ + ν1ᵀ) d = right; call again on the residual to refine."""
         return self._solve(right, self.apply_adjoint, adjoint=True)
 
-    def _solve(
-        self, right: Tensor, apply: Callable[[Tensor], Tensor], *, adjoint: bool
-    ) -> Tensor:
+    def _solve(self, right: Tensor, apply: Callable[[Tensor], Tensor], *, adjoint: bool) -> Tensor:
         if self._factors is not None:
             column = right.reshape(-1, 1)
             return torch.linalg.lu_solve(*self._factors, column, adjoint=adjoint).reshape(

@@ -1,21 +1,24 @@
 """The joint transition operator, applied through its factors.
 
-(T f)(s) = Σ_a π(a|s) Σ_{s'} Π_j P_j(s'_j | s, a) f(s') is computed by eliminating the next coordinates block by block.
-The tensor starts with one axis for each s'_j. A block of coordinates J turns the axes s'_J into those axes of s and a
-that its kernels read and that are not there yet, by one batched matrix product:
+(T f)(s) = Σ_a π(a|s) Σ_{s'} Π_j P_j(s'_j | s, a) f(s') is computed by eliminating the next
+coordinates block by block. The tensor starts with one axis for each s'_j. A block of coordinates J
+turns the axes s'_J into those axes of s and a that its kernels read and that are not there yet, by
+one batched matrix product:
 
     out[batch, new, rest] = M[batch, new, gone] @ x[batch, gone, rest]
 
-with `gone` = s'_J and the actions that no later kernel reads, `batch` = what the block reads and what is there already.
-A policy factor π_k enters with the first kernel that reads a_k. *Open* actions get no policy factor and stay axes of
-the result. Nothing of size S × A × S is ever formed: on a ring of binary coordinates the largest tensor has 2^{n+1}
-entries, and with blocks of b coordinates one application costs about (n / b) 2^{n+1+b} multiply-adds.
+with `gone` = s'_J and the actions that no later kernel reads, `batch` = what the block reads and
+what is there already. A policy factor π_k enters with the first kernel that reads a_k. *Open*
+actions get no policy factor and stay axes of the result. Spaces of one element get no axis. Nothing
+of size S × A × S is ever formed: on a ring of binary coordinates the largest tensor has 2^{n+1}
+entries, and with blocks of b coordinates one application costs about (n / b) 2^{n+1+b}
+multiply-adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,7 +46,7 @@ class Variable(NamedTuple):
 
 @dataclass(frozen=True)
 class Factor:
-    """A tensor whose axes are variables: a kernel, or an agent's law."""
+    """A kernel or an agent's law, with its axes: variables of more than one value."""
 
     axes: tuple[Variable, ...]
     source: tuple[str, int, int]
@@ -72,7 +75,7 @@ class Step:
 
 
 class Plan:
-    """The order of elimination for a model, scopes and a set of open actions: structure only, no numbers.
+    """The order of elimination for a model, scopes and open actions: structure only, no numbers.
 
     Args:
         mdp: The model.
@@ -93,14 +96,17 @@ class Plan:
         self.action_sizes: list[int] = mdp.action_sizes.tolist()
         self.open_actions = tuple(sorted(open_actions))
         self._scopes = scopes
+        self.start = self.varying(Variable("t", j) for j in range(len(self.state_sizes)))
         kernels = [
             (
                 int(j),
                 Factor(
-                    (
-                        *(Variable("s", i) for i in states),
-                        *(Variable("a", k) for k in actions),
-                        Variable("t", int(j)),
+                    self.varying(
+                        (
+                            *(Variable("s", i) for i in states),
+                            *(Variable("a", k) for k in actions),
+                            Variable("t", int(j)),
+                        )
                     ),
                     ("kernel", b, row),
                 ),
@@ -117,6 +123,10 @@ class Plan:
         ]
         self.steps = self._eliminate([factor for _, factor in sorted(kernels)])
 
+    def varying(self, variables: Iterable[Variable]) -> tuple[Variable, ...]:
+        """Those of more than one value."""
+        return tuple(v for v in variables if self._size(v) > 1)
+
     def size(self, variables: Sequence[Variable]) -> int:
         """Number of entries of a tensor with these axes."""
         return math.prod(self._size(v) for v in variables)
@@ -127,11 +137,11 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Entries of the largest tensor."""
-        return max(self.size(step.after) for step in self.steps)
+        """Entries of the largest tensor between the blocks, the first one included."""
+        return max(self.size(axes) for step in self.steps for axes in (step.before, step.after))
 
     def _eliminate(self, kernels: list[Factor]) -> tuple[Step, ...]:
-        axes = tuple(Variable("t", j) for j in range(len(self.state_sizes)))
+        axes = self.start
         left, known, steps = list(kernels), set[int](), []
         while left:
             block: list[Factor] = []
@@ -174,7 +184,8 @@ class Plan:
         actions = {v for f in block for v in f.axes if v.kind == "a"}
         laws = [
             Factor(
-                (*(Variable("s", i) for i in self._scopes[k]), Variable("a", k)), ("law", k, 0)
+                self.varying((*(Variable("s", i) for i in self._scopes[k]), Variable("a", k))),
+                ("law", k, 0),
             )
             for k in sorted(v.index for v in actions)
             if k not in known and k not in self.open_actions
@@ -208,10 +219,10 @@ class JointOperator:
         support: bool = False,
     ) -> None:
         self.plan = plan
-        self._matrices = [self._matrix(step, mdp, law, support) for step in plan.steps]
         n = len(plan.state_sizes)
         self._states = tuple(Variable("s", i) for i in range(n))
         self._open = tuple(Variable("a", k) for k in plan.open_actions)
+        self._matrices = [self._matrix(step, mdp, law, support) for step in plan.steps]
 
     def _matrix(
         self, step: Step, mdp: FactoredMDP, law: Callable[[int], Tensor], support: bool
@@ -226,7 +237,7 @@ class JointOperator:
                 tensor = law(index)
             if support:
                 tensor = (tensor > 0).to(torch.float64)
-            operands.append((tensor, factor.axes))
+            operands.append((tensor.reshape(self._shape(factor.axes)), factor.axes))
         matrix = einsum(operands, (*step.batch, *step.new, *step.gone))
         size = self.plan.size
         return matrix.reshape(size(step.batch), size(step.new), size(step.gone))
@@ -246,7 +257,7 @@ class JointOperator:
         n = len(self.plan.state_sizes)
         extra = values.shape[n:]
         width = math.prod(extra)
-        axes: tuple[Variable, ...] = tuple(Variable("t", j) for j in range(n))
+        axes = self.plan.start
         tensor = values
         for step, matrix in zip(self.plan.steps, self._matrices, strict=True):
             order = (*step.batch, *step.gone, *step.rest)
@@ -292,4 +303,4 @@ class JointOperator:
             order = (*step.batch, *step.gone, *step.rest)
             tensor = tensor.reshape(*self._shape(order), width)
             tensor = tensor.permute(*(order.index(v) for v in step.before), len(order))
-        return tensor.reshape(*self._shape([Variable("t", j) for j in range(n)]), *extra)
+        return tensor.reshape(*self.plan.state_sizes, *extra)

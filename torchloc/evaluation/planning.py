@@ -47,9 +47,7 @@ class Optimum:
         return 0.5 * (self.lower + self.upper)
 
 
-def optimal_control(
-    mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float = 1e-9
-) -> Optimum:
+def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float = 1e-9) -> Optimum:
     """Relative value iteration on the joint model, with the bracket min(Bh − h) ≤ g* ≤ max(Bh − h).
 
     (B h)(s) = max_a r(s, a) + γ E[h(s') | s, a]; the bracket is Odoni's (1969). The damping makes periodic
@@ -150,12 +148,12 @@ def best_deterministic_local(
     states = np.array(list(itertools.product(*map(range, shape)))).reshape(n, -1)
     seen = [
         np.ravel_multi_index(states[:, list(scope)].T, shape_k) if scope else np.zeros(n, np.int64)
-        for scope, shape_k in (
-            (scope, mdp.state_sizes[list(scope)].tolist()) for scope in scopes
-        )
+        for scope, shape_k in ((scope, mdp.state_sizes[list(scope)].tolist()) for scope in scopes)
     ]
     best, best_choice, multichain = -np.inf, None, 0
-    choices = [itertools.product(range(size), repeat=row) for size, row in zip(sizes, rows, strict=True)]
+    choices = [
+        itertools.product(range(size), repeat=row) for size, row in zip(sizes, rows, strict=True)
+    ]
     batches = itertools.product(*choices)
     while chunk := list(itertools.islice(batches, max(1, PAIR_BUDGET // (n * n)))):
         joint = np.zeros((len(chunk), n), dtype=np.int64)
@@ -189,7 +187,9 @@ def _gains(kernels: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
     system = torch.eye(n, dtype=torch.float64) - kernels
     singular = torch.linalg.svdvals(system)
     single = singular[:, -2] > 1e-10 if n > 1 else torch.ones(len(kernels), dtype=torch.bool)
-    regular = torch.where(single[:, None, None], system + 1.0 / n, torch.eye(n, dtype=torch.float64))
+    regular = torch.where(
+        single[:, None, None], system + 1.0 / n, torch.eye(n, dtype=torch.float64)
+    )
     right = torch.full((len(kernels), n, 1), 1.0 / n, dtype=torch.float64)
     law = torch.linalg.solve(regular.mT, right).squeeze(-1)
     return (law * rewards).sum(dim=-1), single

@@ -78,7 +78,12 @@ def block_target(
 
 
 def prox_logits(
-    logits: Tensor, gain: Tensor, *, temperature: Tensor | float, prox: Tensor | float, objective: Objective
+    logits: Tensor,
+    gain: Tensor,
+    *,
+    temperature: Tensor | float,
+    prox: Tensor | float,
+    objective: Objective,
 ) -> Tensor:
     """The closed-form prox step.
 

@@ -158,9 +158,7 @@ def jacobi_sweep(
     Returns:
         Evaluation of the final policy.
     """
-    targets = [
-        block_target(joint, k, kappa, settings.weighting) for k in range(policy.n_agents)
-    ]
+    targets = [block_target(joint, k, kappa, settings.weighting) for k in range(policy.n_agents)]
     for target in targets:
         _move(policy, target, settings)
     return joint.renewed(policy)

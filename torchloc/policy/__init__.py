@@ -1,8 +1,8 @@
 """Per-agent softmax logit networks over observation scopes, batched across agents.
 
-π_k(a | s_O) = softmax(z_k(s_O, ·) / τ_k), one network z_k and one temperature τ_k an agent; the joint
-policy is the product (paper, Section 2 and Definition 4). Agents whose scopes and actions have the
-same sizes form one group and one batched module.
+π_k(a | s_O) = softmax(z_k(s_O, ·) / τ_k), one network z_k and one temperature τ_k an agent; the
+joint policy is the product (paper, Section 2 and Definition 4). Agents whose scopes and actions
+have the same sizes form one group and one batched module.
 """
 
 from torchloc.policy.groups import AgentGroup, agent_groups

@@ -48,8 +48,8 @@ def check_count(tables: Sequence[ArrayLike | Tensor], what: str, n_agents: int) 
     """Refuses any other number of tables than one an agent."""
     if len(tables) != n_agents:
         raise InputError(
-            f"tables of {what} has {len(tables)} entries, but the model has {n_agents} agents; give "
-            f"one table an agent"
+            f"tables of {what} has {len(tables)} entries, but the model has {n_agents} agents; "
+            f"give one table an agent"
         )
 
 
@@ -112,7 +112,7 @@ def joint_states(
     if bool(bad.any()):
         row, i = first(bad.numpy())
         raise InputError(
-            f"observation: coordinate {i} is {int(states[row, i])} in joint state {row}; its values "
-            f"are 0 to {int(state_sizes[i]) - 1}"
+            f"observation: coordinate {i} is {int(states[row, i])} in joint state {row}; its "
+            f"values are 0 to {int(state_sizes[i]) - 1}"
         )
     return states, lead

@@ -30,7 +30,7 @@ _PATCHES = (4096, 65_536)
 _SMALL_PATCHES = (16, 64, 256)
 _RANGE = 1e-60
 _FOLD = 1e3
-_PATIENCE = 20
+_PATIENCE = 30
 _FILTER = 64
 _WINDOW = 4
 _PAYS = 16
@@ -163,14 +163,14 @@ class _Search:
             self.steps += degree
             self.power(8)
 
-    def localised(self, sizes: tuple[int, ...]) -> None:
+    def localised(self, sizes: tuple[int, ...], most: float = 2 * _PATCHES[-1]) -> None:
         """Lower bounds from the submatrices of the nodes with the largest quotients."""
         if self.depth >= _DEPTH:
             return
         size = self.block.size
         goal = self.upper * (1.0 - self.tolerance)
         settled = int(np.count_nonzero(self.quotient >= goal))
-        if not 1 < settled <= size // 2:
+        if not 1 < settled <= min(size // 2, most):
             return
         for count in sizes:
             count = max(count, min(2 * settled, 4 * count))
@@ -226,7 +226,8 @@ class _Search:
             if grew:
                 self.look()
                 if settled and not self.done:
-                    self.localised(_PATCHES if self.block.size > _SMALL else _SMALL_PATCHES)
+                    sizes = _PATCHES if self.block.size > _SMALL else _SMALL_PATCHES
+                    self.localised(sizes, most=np.inf)
             if self.done:
                 return
             upper = self.upper

@@ -1,0 +1,190 @@
+"""`certify`: from a model and a policy to one certificate a rung."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike
+
+from torchloc.certificate.ladder import Environment, Ladder, reward_oscillation
+from torchloc.certificate.rounding import outward
+from torchloc.certificate.rung import RungCertificate
+from torchloc.errors import InputError
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import FloatArray
+from torchloc.policy import SoftmaxPolicy
+from torchloc.sensitivity import RUNGS
+from torchloc.spectral import SpectralBound
+
+Dynamics = Literal["synchronous", "asynchronous"]
+
+
+class Certificate(Mapping[str, RungCertificate]):
+    """One `RungCertificate` a rung, from sharp to blunt; `certificate["paper"].rho.upper` and so on.
+
+    Attributes:
+        floor: Bracket of ρ(E^s): no temperature brings the rungs `exact` … `scope` below it.
+        kappa, discount, dynamics, objective: What was asked for.
+    """
+
+    def __init__(
+        self,
+        rungs: dict[str, RungCertificate],
+        environment: Environment,
+        *,
+        kappa: int,
+        discount: float,
+        dynamics: Dynamics,
+        objective: str,
+    ) -> None:
+        self._rungs = rungs
+        self.environment = environment
+        self.kappa = kappa
+        self.discount = discount
+        self.dynamics = dynamics
+        self.objective = objective
+
+    def __getitem__(self, rung: str) -> RungCertificate:
+        if rung not in self._rungs:
+            raise KeyError(f"no rung {rung!r}; this certificate has {', '.join(self._rungs)}")
+        return self._rungs[rung]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rungs)
+
+    def __len__(self) -> int:
+        return len(self._rungs)
+
+    @property
+    def floor(self) -> SpectralBound:
+        """lower ≤ ρ(E^s) ≤ upper."""
+        return self.environment.floor
+
+    @cached_property
+    def epsilon(self) -> FloatArray:
+        """(K,) the smallest ε_k that any rung proves."""
+        return np.minimum.reduce([rung.epsilon for rung in self.values()])
+
+    @cached_property
+    def tail(self) -> FloatArray:
+        """(N,) the smallest tail that any rung proves, componentwise."""
+        return np.minimum.reduce([rung.tail for rung in self.values()])
+
+
+def certify(
+    mdp: FactoredMDP,
+    policy: SoftmaxPolicy,
+    kappa: int = 3,
+    discount: float = 1.0,
+    dynamics: Dynamics = "synchronous",
+    *,
+    objective: Literal["reward", "entropy"] = "reward",
+    site_law: ArrayLike | None = None,
+    rungs: Sequence[str] = RUNGS,
+    steps: int = 1,
+    environment: Environment | None = None,
+) -> Certificate:
+    """Certifies how local a policy makes a model.
+
+    Args:
+        mdp: The model.
+        policy: A policy on its scopes; scope states are enumerated.
+        kappa: Truncation radius κ ≥ 0 of `delta_hat`, `tail` and `epsilon`.
+        discount: γ in (0, 1]; 1 is the average reward.
+        dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
+        objective: `entropy` adds τ_k Ent π_k to the reward whose oscillation is propagated.
+        site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
+        rungs: Which rungs to compute, among those of `sensitivity.RUNGS`.
+        steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics).
+        environment: E^s and E^a of this model, if computed already.
+
+    Returns:
+        A mapping rung → certificate; spectral bounds and tails are computed on first use.
+
+    Raises:
+        InputError: Something is out of range or does not fit.
+        BudgetError: A closed loop is too large to enumerate.
+    """
+    policy.scopes.check(mdp)
+    _check(kappa, discount, dynamics, objective, rungs, steps)
+    moves = _site_law(mdp, dynamics, site_law)
+    environment = environment or Environment(mdp)
+    ladder = Ladder(environment, policy, averaged=dynamics == "asynchronous")
+    b = reward_oscillation(mdp, ladder.tables, entropy=objective == "entropy")
+    reach = outward(discount * (sp.diags_array(moves) @ ladder.action), 4)
+    reach.eliminate_zeros()
+    result = {}
+    for rung in rungs:
+        matrix = ladder.matrix(rung)
+        if dynamics == "asynchronous":
+            moved = sp.diags_array(1.0 - moves) + sp.diags_array(moves) @ matrix
+            operator = outward(discount * moved.T, 4)
+        else:
+            operator = _discounted(matrix, discount)
+        result[rung] = RungCertificate(rung, matrix, (operator,), b, reach, int(kappa))
+    if steps > 1:
+        powers = ladder.several_steps(steps)
+        operators = tuple(_discounted(m, discount**q) for q, m in enumerate(powers, start=1))
+        for m in range(2, steps + 1):
+            name = f"coupled_{m}"
+            result[name] = RungCertificate(name, powers[m - 1], operators[:m], b, reach, int(kappa))
+    return Certificate(
+        result,
+        environment,
+        kappa=int(kappa),
+        discount=discount,
+        dynamics=dynamics,
+        objective=objective,
+    )
+
+
+def _check(
+    kappa: int, discount: float, dynamics: str, objective: str, rungs: Sequence[str], steps: int
+) -> None:
+    if kappa != int(kappa) or kappa < 0:
+        raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
+    if not 0.0 < discount <= 1.0:
+        raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
+    if dynamics not in ("synchronous", "asynchronous"):
+        raise InputError(f"dynamics is {dynamics!r}; choose synchronous or asynchronous")
+    if objective not in ("reward", "entropy"):
+        raise InputError(f"objective is {objective!r}; choose reward or entropy")
+    for rung in rungs:
+        if rung not in RUNGS:
+            raise InputError(f"rungs holds {rung!r}; choose from {', '.join(RUNGS)}")
+    if steps != int(steps) or steps < 1:
+        raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
+    if steps > 1 and dynamics == "asynchronous":
+        raise InputError(
+            f"steps is {steps}, but several coupled steps are for synchronous dynamics; use steps=1"
+        )
+    if not rungs:
+        raise InputError(f"rungs is empty; choose from {', '.join(RUNGS)}")
+
+
+def _site_law(mdp: FactoredMDP, dynamics: str, site_law: ArrayLike | None) -> FloatArray:
+    n = mdp.n_coordinates
+    if dynamics == "synchronous":
+        if site_law is not None:
+            raise InputError("site_law is given, but dynamics is synchronous; drop one of them")
+        return np.ones(n)
+    if site_law is None:
+        return np.full(n, 1.0 / n)
+    law = np.asarray(site_law, dtype=np.float64)
+    if law.shape != (n,) or (law < 0).any() or abs(law.sum() - 1.0) > 1e-9:
+        raise InputError(
+            f"site_law has shape {law.shape} and sum {law.sum():.6g}; it must be a law on the "
+            f"{n} coordinates"
+        )
+    return law
+
+
+def _discounted(matrix: sp.csr_array, factor: float) -> sp.csr_array:
+    """factor · matrixᵀ, rounded up."""
+    if factor == 1.0:
+        return sp.csr_array(matrix.T)
+    return outward(factor * matrix.T, 4)

@@ -1,0 +1,168 @@
+"""What one rung proves: ρ, message passing, tails and ε from one matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from torchloc.certificate.rounding import UNIT
+from torchloc.errors import InputError
+from torchloc.mdp.checks import FloatArray
+from torchloc.spectral import SpectralBound, norm_columns, norm_rows, spectral_radius
+
+_ROUNDS = 256
+_CLOSED = 1e-6
+_KAPPA_CAP = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class RungCertificate:
+    """What one rung proves.
+
+    Attributes:
+        rung: Its name.
+        matrix: (N, N) CSR, H or K^(m), rows influenced, rounded up.
+        operators: M_1, …, M_m (N, N) CSR: what moves oscillations in 1 … m steps, rounded up.
+        reward_oscillation: (N,) b ≥ δ(r^π).
+        reach: (N, K) CSR γ ν_j E^a[j, k], rounded up: what turns a tail into ε.
+        kappa: κ of `delta_hat`, `tail` and `epsilon`.
+    """
+
+    rung: str
+    matrix: sp.csr_array
+    operators: tuple[sp.csr_array, ...]
+    reward_oscillation: FloatArray
+    reach: sp.csr_array
+    kappa: int
+
+    @property
+    def steps(self) -> int:
+        """m: how many steps the matrix speaks of."""
+        return len(self.operators)
+
+    @cached_property
+    def rho(self) -> SpectralBound:
+        """lower ≤ ρ(H) ≤ upper, checked; ρ(K^(m)) for m steps."""
+        return spectral_radius(self.matrix)
+
+    @cached_property
+    def contraction(self) -> SpectralBound:
+        """lower ≤ ρ(M_m) ≤ upper, checked; ρ(M) = ρ(H) for synchronous dynamics without discount."""
+        return spectral_radius(self.operators[-1])
+
+    @property
+    def rate(self) -> float:
+        """Upper bound of the decay per step, ρ(M_m)^{1/m}."""
+        return float(self.contraction.upper) ** (1.0 / self.steps) * (1.0 + 4.0 * UNIT)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the upper bound of ρ(M_m) is below 1, so that tails are finite."""
+        return self.contraction.upper < 1.0
+
+    @property
+    def row_norm(self) -> float:
+        """Largest row sum of the matrix: an upper bound of its ρ, the norm test of prior work."""
+        return norm_rows(self.matrix)
+
+    @property
+    def column_norm(self) -> float:
+        """Largest column sum of the matrix: an upper bound of its ρ."""
+        return norm_columns(self.matrix)
+
+    @cached_property
+    def delta_hat(self) -> FloatArray:
+        """(N,) δ(ĥ_κ) ≤ Σ_{t ≤ κ} M^t b (paper, Theorem 7, certificate); valid whether certified or not."""
+        total = np.zeros_like(self.reward_oscillation)
+        blocks = self._blocks()
+        for start in range(0, self.kappa + 1, self.steps):
+            for term in next(blocks)[: self.kappa + 1 - start]:
+                total = total + term
+        return total * self._growth(self.kappa + 1)
+
+    @cached_property
+    def tail(self) -> FloatArray:
+        """(N,) δ(h − ĥ_κ) ≤ Σ_{t > κ} M^t b; ∞ where not certified."""
+        return self.tail_at(self.kappa)
+
+    @cached_property
+    def poisson(self) -> FloatArray:
+        """(N,) δ(h) ≤ (I − M)^{-1} b; ∞ where not certified (paper, Theorem 3)."""
+        return self.tail_at(-1)
+
+    @cached_property
+    def epsilon(self) -> FloatArray:
+        """(K,) ε_k ≥ span over a_k of ĝ_k − g_k, uniformly in the state; ∞ where not certified."""
+        return self.epsilon_at(self.kappa)
+
+    def tail_at(self, kappa: int) -> FloatArray:
+        """(N,) the tail of another κ ≥ −1; κ = −1 bounds δ(h) itself.
+
+        The sum is followed term by term, and closed by (M_m w)_i ≤ λ w_i, which gives
+        (I − M_m)^{-1} x ≤ w max_j(x_j / w_j) / (1 − λ).
+        """
+        weights, rate = self.contraction.weights, self.contraction.weighted_rate
+        if not self.certified or weights is None or not rate < 1.0:
+            return np.full(len(self.reward_oscillation), np.inf)
+        total = np.zeros_like(self.reward_oscillation)
+        for block, terms in enumerate(self._blocks()):
+            start = block * self.steps
+            grow = self._growth(start + self.steps)
+            if start > kappa:
+                rest = np.sum(terms, axis=0)
+                close = weights * (np.max(rest / weights) / (1.0 - rate) * grow)
+                if start > kappa + _ROUNDS or close.max() <= _CLOSED * total.max(initial=0.0):
+                    return (total + close) * grow
+            for term in terms[max(kappa + 1 - start, 0) :]:
+                total = total + term
+        raise AssertionError("unreachable")  # pragma: no cover - the generator is endless
+
+    def epsilon_at(self, kappa: int) -> FloatArray:
+        """(K,) ε_k of another κ ≥ 0; 0·∞ counts as 0."""
+        longest = int(np.bincount(self.reach.indices, minlength=1).max())
+        return (self.reach.T @ self.tail_at(kappa)) * (1.0 + 2.0 * (longest + 2) * UNIT)
+
+    def kappa_for(self, epsilon: float) -> float:
+        """The smallest κ with ε_k ≤ epsilon for every agent; ∞ where none is known.
+
+        ε falls with κ, so the answer is found by doubling and bisection.
+
+        Raises:
+            InputError: epsilon is not > 0.
+        """
+        if not epsilon > 0:
+            raise InputError(f"epsilon is {epsilon}; it must be > 0")
+
+        def enough(kappa: int) -> bool:
+            return bool((self.epsilon_at(kappa) <= epsilon).all())
+
+        if not self.certified:
+            return math.inf if self.reach.nnz else 0
+        high = 0
+        while not enough(high):
+            high = 2 * high + 1
+            if high > _KAPPA_CAP:
+                return math.inf
+        low = (high - 1) // 2
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle + 1, high)
+        return high
+
+    def _growth(self, terms: int) -> float:
+        """Covers the rounding of sums of `terms` products of the operators."""
+        longest = max(int(np.diff(m.indptr).max(initial=0)) for m in self.operators)
+        return 1.0 + 2.0 * (terms + 4) * (longest + 2) * UNIT
+
+    def _blocks(self) -> Iterator[list[FloatArray]]:
+        """[M_m^q M_r b for r < m], for q = 0, 1, …"""
+        b = self.reward_oscillation
+        terms = [b, *(operator @ b for operator in self.operators[:-1])]
+        while True:
+            yield terms
+            terms = [self.operators[-1] @ term for term in terms]
