@@ -52,12 +52,12 @@ def test_coupled_matches_definition_with_many_shared_actions(seed: int) -> None:
         policy={"full_scopes": seed % 3 == 0},
     )
     np.testing.assert_allclose(
-        tl.influence(mdp, twin, "coupled").toarray(), ref.coupled_influence(model, policy), atol=ATOL
+        tl.influence(mdp, twin, "coupled").toarray(),
+        ref.coupled_influence(model, policy),
+        atol=ATOL,
     )
     averaged = coupled_influence(mdp, PolicyTables.read(twin), all_private=True)
-    np.testing.assert_allclose(
-        averaged.toarray(), ref.marginal_influence(model, policy), atol=ATOL
-    )
+    np.testing.assert_allclose(averaged.toarray(), ref.marginal_influence(model, policy), atol=ATOL)
 
 
 @pytest.mark.parametrize("seed", range(200, 240))

@@ -1,9 +1,9 @@
 """Local functions of state and action with the policy attached.
 
-A kernel or reward term reads state parents and actions; each action is drawn from a policy that reads a scope.
-So its closed-loop form is a function of the *union* of the parents and of those scopes. This room finds the
-unions of all sites of a batch at once and sorts the sites into classes of equal structure, so that every class is
-one batched tensor operation.
+A kernel or reward term reads state parents and actions; each action is drawn from a policy that
+reads a scope. So its closed-loop form is a function of the *union* of the parents and of those
+scopes. This room finds the unions of all sites of a batch at once and sorts the sites into classes
+of equal structure, so that every class is one batched tensor operation.
 
 Axis letters: B sites of a class, u union coordinates, q action parents.
 """
@@ -31,7 +31,8 @@ ENTRY_BUDGET = 100_000_000
 class PolicyTables:
     """The laws of all agents at all scope states, looked up by agent: a snapshot of a policy.
 
-    Later changes of the policy do not reach it, so what is computed from it lazily stays consistent.
+    Later changes of the policy do not reach it, so what is computed from it lazily stays
+    consistent.
 
     Args:
         groups: Agents of equal shape; every agent 0 … K − 1 stands in one of them.

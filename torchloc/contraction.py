@@ -1,8 +1,10 @@
-"""Functions on a few coordinates, pulled back through one step of the dynamics: exact work on balls.
+"""Functions on a few coordinates, pulled back through one step of the dynamics: exact work on
+balls.
 
-A function f of the coordinates V becomes, under T^π, a function of the parents of V: the state parents of its kernels
-and the scopes of the agents that act on it. Nothing else of the model is touched. Functions of equal structure (same
-kernel shapes, same coincidences among parents, same scopes) are one batched einsum with one cached path.
+A function f of the coordinates V becomes, under T^π, a function of the parents of V: the state
+parents of its kernels and the scopes of the agents that act on it. Nothing else of the model is
+touched. Functions of equal structure (same kernel shapes, same coincidences among parents, same
+scopes) are one batched einsum with one cached path.
 
 Axis letters: B functions of a batch, v coordinates that each reads.
 """
@@ -81,8 +83,8 @@ class Pullback:
         owner: (B,) as in `LocalFunctions`.
         scope: (B, u) coordinates of the result.
         sizes: u sizes.
-        operands: (tensor (B or 1, …), axis names after the batch axis); a coordinate of the result has the
-            name ("s", position in `scope`).
+        operands: (tensor (B or 1, …), axis names after the batch axis); a coordinate of the result
+            has the name ("s", position in `scope`).
     """
 
     owner: IntArray

@@ -1,14 +1,15 @@
 """The several-step coupled certificate K^(m): the coupling of K^π, run m times.
 
-Two copies (s, t) of the system make one coupled step: private actions are averaged out, shared ones coupled by
-J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q) independently across agents, and given them the next coordinates
-are coupled maximally and independently. With
+Two copies (s, t) of the system make one coupled step: private actions are averaged out, shared ones
+coupled by J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q) independently across agents, and
+given them the next coordinates are coupled maximally and independently. With
 
     D_0(s, t)_j = 1{s_j ≠ t_j},    D_{q+1}(s, t) = E[D_q(S', T')],
     K^(m)[j, i] = sup over s, t that differ in coordinate i alone of D_m(s, t)_j,
 
-δ((T^π)^m f) ≤ (K^(m))ᵀ δ(f), so the decay rate per step is ρ(K^(m))^{1/m}, and K^(1) = K^π. The two copies are one system
-of pairs with product structure, so D_m(·, ·)_j is a pull-back on the m-step backward cone of j: local.
+δ((T^π)^m f) ≤ (K^(m))ᵀ δ(f), so the decay rate per step is ρ(K^(m))^{1/m}, and K^(1) = K^π. The two
+copies are one system of pairs with product structure, so D_m(·, ·)_j is a pull-back on the m-step
+backward cone of j: local.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class CoupledSteps:
 
     Attributes:
         matrices: (N, N) CSR each, rows influenced.
-        cones: For each, the largest number of coordinates summed over its steps: a factor of its rounding.
+        cones: For each, the largest number of coordinates summed over its steps: a factor of its
+            rounding.
     """
 
     matrices: tuple[sp.csr_array, ...]
@@ -105,7 +107,8 @@ def _single_causes(mdp: FactoredMDP, pullback: Pullback) -> np.ndarray:
 
 
 def pair_dynamics(mdp: FactoredMDP, tables: PolicyTables) -> Dynamics:
-    """The system of pairs: coordinate j has S_j² values (s_j, t_j), row-major; agents are the shared ones.
+    """The system of pairs: coordinate j has S_j² values (s_j, t_j), row-major; agents are the
+    shared ones.
 
     Raises:
         BudgetError: A coordinate's pair kernel is too large to enumerate.

@@ -1,7 +1,7 @@
 """The package's own exceptions.
 
-The command line maps them to exit codes: `InputError` is 2 (the input is at fault and the message says
-how to mend it), everything else is 1.
+The command line maps them to exit codes: `InputError` is 2 (the input is at fault and the message
+says how to mend it), everything else is 1.
 """
 
 

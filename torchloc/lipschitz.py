@@ -5,12 +5,14 @@ With z̃ the logits centred to zero mean over the actions (a constant per state 
     L_{k←i}    = max over pairs of scope states that differ in i alone of ‖z̃_k(s) − z̃_k(s')‖_∞,
     span_{k←i} = max over the same pairs of max_a − min_a of z_k(s) − z_k(s').
 
-(Paper, Definitions 5 and 9; the span is the sharper quantity: span ≤ 2 L.) No pairs need to be formed: L is the largest
-max_{s_i} − min_{s_i} of one centred logit, span the largest of one difference of logits. An action that is −∞ on both
-sides of a pair is dropped; −∞ on one side only makes the entry ∞.
+(Paper, Definitions 5 and 9; the span is the sharper quantity: span ≤ 2 L.) No pairs need to be
+formed: L is the largest max_{s_i} − min_{s_i} of one centred logit, span the largest of one
+difference of logits. An action that is −∞ on both sides of a pair is dropped; −∞ on one side only
+makes the entry ∞.
 
-Two kinds of number stand here, never under one name: *exact* ones by enumeration of all scope states, which a
-certificate may use, and *observed* ones from the batches that pass a forward hook, lower estimates to watch.
+Two kinds of number stand here, never under one name: *exact* ones by enumeration of all scope
+states, which a certificate may use, and *observed* ones from the batches that pass a forward hook,
+lower estimates to watch.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
         span: Give span instead of L.
 
     Returns:
-        (G, m) float64: exact up to rounding in float64, ∞ where an action is forbidden on one side only.
+        (G, m) float64: exact up to rounding in float64, ∞ where an action is forbidden on one side
+        only.
     """
     m = table.ndim - 2
     result = torch.zeros(table.shape[0], m, dtype=table.dtype)
@@ -61,7 +64,8 @@ def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
 
 
 def scope_matrix(policy: SoftmaxPolicy, entries: list[Tensor]) -> sp.csr_array:
-    """(K, N) CSR from one (G, m) tensor a group: agent k, coordinate scope_k[i] ← entries[group][row, i].
+    """(K, N) CSR from one (G, m) tensor a group: agent k, coordinate scope_k[i] ←
+    entries[group][row, i].
 
     Zeros are dropped.
     """
@@ -100,9 +104,9 @@ def _enumerated(policy: SoftmaxPolicy, *, span: bool) -> list[Tensor]:
 class LipschitzMonitor:
     """Forward hooks on a policy's networks that keep a running lower estimate of L.
 
-    Every batch that passes a network is searched for pairs of observations that differ in one coordinate.
-    What was observed is a *lower* estimate for the networks that produced it: to watch, never to certify.
-    `exact` enumerates instead.
+    Every batch that passes a network is searched for pairs of observations that differ in one
+    coordinate. What was observed is a *lower* estimate for the networks that produced it: to watch,
+    never to certify. `exact` enumerates instead.
 
     Args:
         policy: The policy to watch.
@@ -125,7 +129,7 @@ class LipschitzMonitor:
         for index, network in enumerate(policy.networks):
             self._handles.append(network.register_forward_hook(self._hook(index)))
 
-    def _hook(self, index: int):  # noqa: ANN202 - torch's hook signature
+    def _hook(self, index: int):
         def observe(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             estimate = observed_spreads(inputs[0], output.detach().double())
             self._seen[index] = torch.maximum(self._seen[index], estimate)

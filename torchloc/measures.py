@@ -26,7 +26,8 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
     """All numbers of an iteration.
 
     Args:
-        trainer: For its settings, and its generator (states on which Lipschitz constants are observed).
+        trainer: For its settings, and its generator (states on which Lipschitz constants are
+            observed).
         state: The iteration's policy, evaluation, certificate and ledger.
     """
     joint, certificate = state.joint, state.certificate

@@ -1,7 +1,8 @@
 """Sensitivities of the environment and the policy, and the influence matrices they make.
 
-Orientation: rows are influenced, columns are the cause. TV is ½‖·‖₁. Every matrix that `influence` returns is a sound
-H or K for δ(T^π f) ≤ (·)ᵀ δ(f); down the list below each is entrywise at most the one after it:
+Orientation: rows are influenced, columns are the cause. TV is ½‖·‖₁. Every matrix that `influence`
+returns is a sound H or K for δ(T^π f) ≤ (·)ᵀ δ(f); down the list below each is entrywise at most
+the one after it:
 
     coupled   K^π: private actions averaged, shared ones coupled, one coupling for all rows  (sharper than the paper)
     exact     E^s + E^a Π, Π by enumeration of TV(π_k(·|s), π_k(·|s'))          (paper, Proposition 1 and Lemma 2)
@@ -10,8 +11,8 @@ H or K for δ(T^π f) ≤ (·)ᵀ δ(f); down the list below each is entrywise a
     paper     E^s + E^a min{1, L / (2τ)}                                        (paper, Lemmas 6, 8 and 10)
     scope     E^s + E^a 1{i ∈ O_k}                                   (holds for every policy on these scopes)
 
-Values computed by subtracting probabilities (E^s, E^a, exact, coupled) are exact up to the rounding of their sums;
-`torchloc.certificate` adds that rounding outward before it certifies anything.
+Values computed by subtracting probabilities (E^s, E^a, exact, coupled) are exact up to the rounding
+of their sums; `torchloc.certificate` adds that rounding outward before it certifies anything.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ RUNGS: tuple[Rung, ...] = ("coupled", "exact", "span", "tanh", "paper", "scope")
 
 
 def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
-    """E^s: entry (j, i) is the sup of TV(P_j(·|s, a), P_j(·|s', a)) over s, s' that differ in i alone.
+    """E^s: entry (j, i) is the sup of TV(P_j(·|s, a), P_j(·|s', a)) over s, s' that differ in i
+    alone.
 
     Returns:
         (N, N) CSR without stored zeros (paper, Section 2).
@@ -54,7 +56,8 @@ def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
 
 
 def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
-    """E^a: entry (j, k) is the sup of TV(P_j(·|s, a), P_j(·|s, a')) over a, a' that differ in k alone.
+    """E^a: entry (j, k) is the sup of TV(P_j(·|s, a), P_j(·|s, a')) over a, a' that differ in k
+    alone.
 
     Returns:
         (N, K) CSR without stored zeros (paper, Section 2).
@@ -128,7 +131,8 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
         rung: `coupled`, `exact`, `span`, `tanh`, `paper` or `scope`, from sharp to blunt.
 
     Returns:
-        (N, N) CSR; entry (j, i) bounds the influence of coordinate i on the next value of coordinate j.
+        (N, N) CSR; entry (j, i) bounds the influence of coordinate i on the next value of
+        coordinate j.
 
     Raises:
         InputError: Unknown rung.
@@ -143,10 +147,12 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
 
 
 def action_sup(mdp: FactoredMDP) -> sp.csr_array:
-    """Prior work's matrix: the sup of TV(P_j) when state *and* action of agent i = coordinate i change together.
+    """Prior work's matrix: the sup of TV(P_j) when state *and* action of agent i = coordinate i
+    change together.
 
     Returns:
-        (N, N) CSR, entries ≤ 1; policy-independent (Qu et al. 2020; theory: outside the ladder's order).
+        (N, N) CSR, entries ≤ 1; policy-independent (Qu et al. 2020; theory: outside the ladder's
+        order).
 
     Raises:
         InputError: N ≠ K, where agents and coordinates do not correspond.
@@ -183,22 +189,24 @@ def coupled_influence(
 ) -> sp.csr_array:
     """K^π, the coupled matrix: sound for δ(T^π f) ≤ (K^π)ᵀ δ(f), and entrywise at most E^s + E^a Π.
 
-    An action is *private* if E^a says that it moves at most one coordinate, else *shared*. Private actions are
-    averaged out; for s, s' that differ in coordinate i each shared action is coupled by
-    J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q), independently across agents, the same for every row j.
-    Entry (j, i) is the sup over such pairs of E_{(A, A')~J} TV(P̃_j(·|s, A), P̃_j(·|s', A')).
+    An action is *private* if E^a says that it moves at most one coordinate, else *shared*. Private
+    actions are averaged out; for s, s' that differ in coordinate i each shared action is coupled by
+    J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q), independently across agents, the same for
+    every row j. Entry (j, i) is the sup over such pairs of E_{(A, A')~J} TV(P̃_j(·|s, A),
+    P̃_j(·|s', A')).
 
     Args:
         mdp: The model.
         tables: The policy's laws.
-        all_private: Average every action out. The result is then C^π, which is sound in place of K^π only
-            where one coordinate moves per step.
+        all_private: Average every action out. The result is then C^π, which is sound in place of
+            K^π only where one coordinate moves per step.
 
     Returns:
         (N, N) CSR without stored zeros.
 
     Raises:
-        BudgetError: Some coordinate's closed loop is too large to enumerate; the message gives the size.
+        BudgetError: Some coordinate's closed loop is too large to enumerate; the message gives the
+            size.
     """
     shared = np.zeros(mdp.n_agents, dtype=np.bool_) if all_private else shared_agents(mdp)
     parts = []
@@ -246,10 +254,11 @@ def _coupled_class(local: LocalClass, tables: PolicyTables) -> tuple[IntArray, T
 def _coupled_entry(
     local: LocalClass, law: Tensor, laws: dict[int, Tensor], keep: list[int], i: int
 ) -> Tensor:
-    """(B or 1,) entries for cause i: sup over pairs of values of coordinate i and over the other coordinates.
+    """(B or 1,) entries for cause i: sup over pairs of values of coordinate i and over the other
+    coordinates.
 
-    `law` is (B or 1, *S or 1, *A_keep, S_j), `laws[k]` (B, *S or 1, A_k). Shared actions whose agent does not see
-    coordinate i are equal on both sides; the others are coupled.
+    `law` is (B or 1, *S or 1, *A_keep, S_j), `laws[k]` (B, *S or 1, A_k). Shared actions whose
+    agent does not see coordinate i are equal on both sides; the others are coupled.
     """
     u = len(local.sizes)
     held = [k for k in keep if i not in local.scopes[k]]

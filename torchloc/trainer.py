@@ -117,7 +117,8 @@ class Trainer:
         improvement: How blocks are updated.
         evaluation: How policies are evaluated.
         iterations: Sweeps over all agents.
-        hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are rescaled).
+        hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are
+            rescaled).
         callbacks: Told what happens, in this order.
         seed: Of the random states on which Lipschitz constants are observed.
 

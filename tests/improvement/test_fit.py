@@ -8,8 +8,8 @@ import torch
 
 import torchloc as tl
 from torchloc.environments import sysadmin
-from torchloc.improvement import fit_logits
 from torchloc.improvement import fit as room
+from torchloc.improvement import fit_logits
 
 MDP = sysadmin(n=5)
 SCOPES = tl.neighbourhood_scopes(MDP)

@@ -23,7 +23,7 @@ from torchloc.improvement import (
 ATOL = 1e-10
 
 
-def _certified(mdp: tl.FactoredMDP, kappa: int, objective: str, discount: float = 1.0):  # noqa: ANN202
+def _certified(mdp: tl.FactoredMDP, kappa: int, objective: str, discount: float = 1.0):
     def epsilon(policy: tl.SoftmaxPolicy) -> torch.Tensor:
         certificate = tl.certify(
             mdp, policy, kappa, discount, objective=objective, rungs=("coupled",)

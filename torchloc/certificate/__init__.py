@@ -1,6 +1,7 @@
 """Certificates of locality: what each rung of the ladder proves about a policy.
 
-With H a sound influence matrix (rows influenced), M the matrix that moves oscillations, δ(T f) ≤ M δ(f):
+With H a sound influence matrix (rows influenced), M the matrix that moves oscillations, δ(T f) ≤ M
+δ(f):
 
     synchronous   M = γ Hᵀ                                        (paper, Theorem 3 and Section 3, "Discounted")
     asynchronous  M = γ ((I − diag ν) + diag ν H)ᵀ                (paper, B.6; here C^π serves as `coupled`)
@@ -15,9 +16,9 @@ and b ≥ δ(r^π) (with τ Ent π_k included for the entropy objective), whenev
 The several-step rungs `coupled_m` know M_1, …, M_m with δ(T^q f) ≤ M_q δ(f): there M^t above reads
 M_m^{⌊t/m⌋} M_{t mod m}, and the condition is ρ(M_m) < 1, a decay of ρ(M_m)^{1/m} per step.
 
-All are componentwise upper bounds. Where the upper bound of ρ is ≥ 1, tail, poisson and ε are ∞, never a solve.
-Rounding is added outward: every number is a bound for the stored tables and logits as exact reals, except that
-e^x is trusted to the last places.
+All are componentwise upper bounds. Where the upper bound of ρ is ≥ 1, tail, poisson and ε are ∞,
+never a solve. Rounding is added outward: every number is a bound for the stored tables and logits
+as exact reals, except that e^x is trusted to the last places.
 """
 
 from torchloc.certificate.certify import Certificate, certify

@@ -47,7 +47,8 @@ class Ladder:
     Args:
         environment: E^s and E^a.
         policy: A policy on the model's scopes; read here and now.
-        averaged: Treat every action as private: `coupled` is then C^π, sound only for asynchronous dynamics.
+        averaged: Treat every action as private: `coupled` is then C^π, sound only for asynchronous
+            dynamics.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class Ladder:
     def several_steps(self, steps: int) -> list[sp.csr_array]:
         """K^(1), …, K^(steps), rounded up.
 
-        Each of the m steps replaces the joint law of at most `cone` pairs by a computed one, each off by at
-        most S² entries' rounding in TV, and D ≤ 1.
+        Each of the m steps replaces the joint law of at most `cone` pairs by a computed one, each
+        off by at most S² entries' rounding in TV, and D ≤ 1.
         """
         coupled = coupled_steps(self.mdp, self.tables, steps)
         widest = int(self.mdp.state_sizes.max()) ** 2

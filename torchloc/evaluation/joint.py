@@ -6,13 +6,15 @@ For a policy π with joint kernel T and closed-loop reward r^π:
     ĥ_κ = Σ_{t=0}^{κ} T^t (r^π − r̄)
     Â(s, a) = r(s, a) − r̄ + Σ_{s'} P(s'|s, a) ĥ(s') − ĥ(s),   g_k(s, a_k) = E_{a_{-k} ~ π} Â(s, a)
 
-With a discount γ < 1, h is the value V = r + γ T V, r̄ = 0, T^t carries γ^t, and d is the discounted occupancy
-(1 − γ) Σ γ^t μ₀ T^t. With the entropy objective, r^π is r^π + Σ_k τ_k Ent π_k throughout (paper, Sections 3-5).
+With a discount γ < 1, h is the value V = r + γ T V, r̄ = 0, T^t carries γ^t, and d is the
+discounted occupancy (1 − γ) Σ γ^t μ₀ T^t. With the entropy objective, r^π is r^π + Σ_k τ_k Ent π_k
+throughout (paper, Sections 3-5).
 
-T is applied through its factors (`operator.py`). The two linear systems are made regular by a rank-one term:
-(I − T + 1νᵀ) h = r has h with ν·h = r̄, and its transpose gives d; both regular iff there is one closed class.
-Small systems are solved by LU, large ones by GMRES with refinement; every solve is checked by the two-sided bound
-min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of *any* h (Odoni 1969), whose width is reported.
+T is applied through its factors (`operator.py`). The two linear systems are made regular by a
+rank-one term: (I − T + 1νᵀ) h = r has h with ν·h = r̄, and its transpose gives d; both regular iff
+there is one closed class. Small systems are solved by LU, large ones by GMRES with refinement;
+every solve is checked by the two-sided bound min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of
+*any* h (Odoni 1969), whose width is reported.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Structure:
 
     Attributes:
         plans: Elimination plans by open actions.
-        classes: One state of every closed class, by the support of the policy's laws; the last one seen.
+        classes: One state of every closed class, by the support of the policy's laws; the last one
+            seen.
     """
 
     plans: dict[frozenset[int], Plan] = field(default_factory=dict)
@@ -73,8 +76,10 @@ class JointEvaluation:
         structure: What evaluations of one model and its scopes share (see `renewed`).
 
     Raises:
-        InputError: Objective, discount or tolerance is out of range, or the policy does not fit the model.
-        BudgetError: More joint states than can be enumerated; the message gives size, bytes and the way out.
+        InputError: Objective, discount or tolerance is out of range, or the policy does not fit the
+            model.
+        BudgetError: More joint states than can be enumerated; the message gives size, bytes and the
+            way out.
 
     Example:
         >>> import torchloc as tl
@@ -124,7 +129,8 @@ class JointEvaluation:
             structure=self._structure,
         )
 
-    # -- operators ----------------------------------------------------------------------------------
+    # -- operators
+    # ----------------------------------------------------------------------------------
 
     def law(self, k: int) -> Tensor:
         """(*S[scope_k], A_k) float64 law of agent k when the evaluation was made."""
@@ -160,7 +166,8 @@ class JointEvaluation:
         eye = torch.eye(n, dtype=torch.float64).reshape(*self.shape, n)
         return self._step(eye).reshape(n, n)
 
-    # -- reward -------------------------------------------------------------------------------------
+    # -- reward
+    # -------------------------------------------------------------------------------------
 
     @cached_property
     def plain_reward(self) -> Tensor:
@@ -203,7 +210,8 @@ class JointEvaluation:
                     total += given - mean.unsqueeze(-1)
         return total
 
-    # -- solves -------------------------------------------------------------------------------------
+    # -- solves
+    # -------------------------------------------------------------------------------------
 
     @cached_property
     def n_closed_classes(self) -> int:
@@ -371,7 +379,8 @@ class JointEvaluation:
             return values
         return values - (self.stationary * values).sum()
 
-    # -- truncated quantities -----------------------------------------------------------------------
+    # -- truncated quantities
+    # -----------------------------------------------------------------------
 
     def truncated_value(self, kappa: int) -> Tensor:
         """(*S) ĥ_κ = Σ_{t=0}^{κ} (γT)^t (r^π − r̄), with r̄ = 0 if γ < 1 (paper, Section 5, step 2).

@@ -41,7 +41,7 @@ class Variable(NamedTuple):
     """An axis: ("s", i) a coordinate, ("t", j) its next value, ("a", k) an action."""
 
     kind: str
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Plan:
 
     def _size(self, variable: Variable) -> int:
         sizes = self.action_sizes if variable.kind == "a" else self.state_sizes
-        return sizes[variable.index]
+        return sizes[variable.number]
 
     @property
     def peak(self) -> int:
@@ -187,12 +187,12 @@ class Plan:
                 self.varying((*(Variable("s", i) for i in self._scopes[k]), Variable("a", k))),
                 ("law", k, 0),
             )
-            for k in sorted(v.index for v in actions)
+            for k in sorted(v.number for v in actions)
             if k not in known and k not in self.open_actions
         ]
         factors = (*block, *laws)
         touched = {v for f in factors for v in f.axes}
-        done = {v for v in actions if v not in later and v.index not in self.open_actions}
+        done = {v for v in actions if v not in later and v.number not in self.open_actions}
         present = set(axes)
         gone = tuple(v for v in axes if v in touched and (v.kind == "t" or v in done))
         batch = tuple(v for v in axes if v in touched and v not in gone)

@@ -50,8 +50,8 @@ class Optimum:
 def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float = 1e-9) -> Optimum:
     """Relative value iteration on the joint model, with the bracket min(Bh − h) ≤ g* ≤ max(Bh − h).
 
-    (B h)(s) = max_a r(s, a) + γ E[h(s') | s, a]; the bracket is Odoni's (1969). The damping makes periodic
-    models converge and changes no fixed point.
+    (B h)(s) = max_a r(s, a) + γ E[h(s') | s, a]; the bracket is Odoni's (1969). The damping makes
+    periodic models converge and changes no fixed point.
 
     Args:
         mdp: A small model.
@@ -60,7 +60,8 @@ def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float
 
     Raises:
         BudgetError: Too many state-action pairs.
-        SolveError: No convergence: the optimal gain depends on the start, or the model mixes too slowly.
+        SolveError: No convergence: the optimal gain depends on the start, or the model mixes too
+            slowly.
     """
     check_budget(mdp)
     pairs = mdp.n_states * mdp.n_joint_actions
@@ -181,7 +182,8 @@ def best_deterministic_local(
 def _gains(kernels: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) average rewards of (B, S, S) chains, and whether each has one closed class.
 
-    The number of closed classes is the multiplicity of the eigenvalue 1: with one, I − P has rank S − 1.
+    The number of closed classes is the multiplicity of the eigenvalue 1: with one, I − P has rank S
+        − 1.
     """
     n = kernels.shape[-1]
     system = torch.eye(n, dtype=torch.float64) - kernels

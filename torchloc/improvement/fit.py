@@ -1,13 +1,13 @@
 """Making a network's logits what the prox step asks for.
 
-Tables are assigned. Other networks are fitted by Levenberg-Marquardt in function space: with residual e (R·A) and
-Jacobian J of the logits in the parameters θ, the damped minimum-norm step
+Tables are assigned. Other networks are fitted by Levenberg-Marquardt in function space: with
+residual e (R·A) and Jacobian J of the logits in the parameters θ, the damped minimum-norm step
 
     θ ← θ + Jᵀ (J Jᵀ + λ I)^{-1} e
 
-needs only R·A × R·A systems, and converges quadratically where the network can represent the target, as a network
-with more parameters than scope states times actions generically can. All agents of a group are fitted at once,
-each with its own λ.
+needs only R·A × R·A systems, and converges quadratically where the network can represent the
+target, as a network with more parameters than scope states times actions generically can. All
+agents of a group are fitted at once, each with its own λ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class FitReport:
 
     Attributes:
         steps: Accepted and rejected steps taken.
-        residual: Largest |z − target| over agents, scope states and actions, both centred over actions.
+        residual: Largest |z − target| over agents, scope states and actions, both centred over
+            actions.
     """
 
     steps: int
@@ -126,7 +127,7 @@ def _levenberg_marquardt(
     return FitReport(taken, float(error.abs().max()))
 
 
-def _linearised(residual, named: dict[str, Tensor], n_outputs: int) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+def _linearised(residual, named: dict[str, Tensor], n_outputs: int) -> tuple[Tensor, Tensor]:
     """(B, O) float64 residual and (B, O, P) Jacobian of the outputs, block by block at once."""
     leaves = {name: value.requires_grad_(True) for name, value in named.items()}
     error = residual(leaves)

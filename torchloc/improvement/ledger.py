@@ -1,7 +1,7 @@
 """What one block update was worth: its guarantee, term by term, beside the gain that was realised.
 
-With μ the new policy of agent k, d^μ the stationary law of the *new* joint policy, τ' = τ for the entropy objective and
-0 for the reward objective, any update has
+With μ the new policy of agent k, d^μ the stationary law of the *new* joint policy, τ' = τ for the
+entropy objective and 0 for the reward objective, any update has
 
     gain ≥ E_{d^μ}[⟨μ_k − π_k, ĝ_k⟩ + τ'(Ent μ_k − Ent π_k)] − ε_k E_{d^μ} TV(μ_k, π_k)                (guarantee)
 
@@ -12,8 +12,8 @@ and, the update being the exact prox of ḡ_k + x,
            − E_{d^μ}[TV ω_k]                                                            (scope_error)
            − E_{d^μ}[TV span_a x] ,   x = (η + τ')/τ (z_realised − z_target)             (fit_error)
 
-never above the first. (Paper, Theorem 14, in the form in which it holds.) d^μ is exact here; discounted, it is the
-occupancy from the initial law and every right side is divided by 1 − γ.
+never above the first. (Paper, Theorem 14, in the form in which it holds.) d^μ is exact here;
+discounted, it is the occupancy from the initial law and every right side is divided by 1 − γ.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class BlockRecord:
     Attributes:
         agent: k.
         realised: J(μ) − J(π), within `slack`.
-        guarantee: Certified lower bound of the gain, from ĝ_k itself; −∞ where ε_k = ∞ and the law moved.
-        prox_gain, truncation_error, scope_error, fit_error, staleness: The named terms (expected under d^μ);
-            their balance prox_gain − Σ errors is a lower bound too, at most `guarantee`.
+        guarantee: Certified lower bound of the gain, from ĝ_k itself; −∞ where ε_k = ∞ and the law
+            moved.
+        prox_gain, truncation_error, scope_error, fit_error, staleness: The named terms (expected
+            under d^μ); their balance prox_gain − Σ errors is a lower bound too, at most
+            `guarantee`.
         epsilon: ε_k.
         total_variation: E_{d^μ} TV(μ_k, π_k).
         fit_kl: Largest KL(target ‖ realised) over scope states.
@@ -65,7 +67,8 @@ class BlockRecord:
         return self.prox_gain - math.fsum(errors) if all(map(math.isfinite, errors)) else -math.inf
 
     def check(self) -> None:
-        """Stops the run where a proved bound is above the realised gain by more than the solves allow.
+        """Stops the run where a proved bound is above the realised gain by more than the solves
+        allow.
 
         Raises:
             SolveError: A guarantee failed: a defect of the package, or a solve worse than it says.
@@ -96,7 +99,8 @@ def block_record(
     Args:
         before, after: Evaluations of the joint policy before and after; only agent k differs.
         target: What the update was computed from.
-        old_logits, wanted_logits, new_logits: (R, A) logits of the baseline, of the prox step, and realised.
+        old_logits, wanted_logits, new_logits: (R, A) logits of the baseline, of the prox step, and
+            realised.
         temperature: τ_k.
         prox: η.
         epsilon: ε_k ≥ 0 certified for the baseline; ∞ where nothing is.

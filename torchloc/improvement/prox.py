@@ -5,8 +5,9 @@ Agent k maximises, at every scope state,
     ⟨μ, g⟩ − η KL(μ ‖ π)              objective `reward`     z_new = z + (τ/η) g
     ⟨μ, g⟩ + τ Ent μ − η KL(μ ‖ π)     objective `entropy`    z_new = (η z + τ g) / (η + τ)
 
-in closed form on the logits z of π = softmax(z/τ); η = τ is the paper's choice (Eq. 1, Algorithm 1, Lemma 13), η = 0
-with entropy is soft policy iteration. g is g_k(s, ·) averaged over the coordinates that agent k does not see.
+in closed form on the logits z of π = softmax(z/τ); η = τ is the paper's choice (Eq. 1, Algorithm 1,
+Lemma 13), η = 0 with entropy is soft policy iteration. g is g_k(s, ·) averaged over the coordinates
+that agent k does not see.
 
 Axis letters: R scope states, U states of the unseen coordinates, A actions.
 """
@@ -32,7 +33,8 @@ class BlockTarget:
     Attributes:
         agent: k.
         gain: (R, U, A) float64 ĝ_k(s, a), scope states first.
-        average: (R, A) float64 ḡ_k(s_O, a), its weighted mean over the unseen coordinates, zero mean over a.
+        average: (R, A) float64 ḡ_k(s_O, a), its weighted mean over the unseen coordinates, zero
+            mean over a.
         scope_error: (R,) float64 ω_k(s_O) = sup over unseen of span_a(ĝ_k − ḡ_k).
     """
 
@@ -56,8 +58,8 @@ def block_target(
         joint: Evaluation of the baseline policy.
         k: Agent.
         kappa: Truncation κ; None uses the exact h.
-        weighting: `stationary` weighs unseen coordinates by d^π given s_O (uniformly where d^π(s_O) = 0),
-            `uniform` weighs all their states equally.
+        weighting: `stationary` weighs unseen coordinates by d^π given s_O (uniformly where d^π(s_O)
+            = 0), `uniform` weighs all their states equally.
 
     Raises:
         InputError: Unknown weighting.

@@ -22,8 +22,9 @@ class Improvement:
     """How blocks are updated.
 
     Attributes:
-        order: `cyclic` recomputes the evaluation after every block, which Corollary 15 needs; `jacobi` computes
-            every block from the same baseline, as Algorithm 1 is printed, without a guarantee.
+        order: `cyclic` recomputes the evaluation after every block, which Corollary 15 needs;
+            `jacobi` computes every block from the same baseline, as Algorithm 1 is printed, without
+            a guarantee.
         objective: `entropy` for J_τ, or `reward`.
         weighting: How unseen coordinates are averaged: `stationary` or `uniform`.
         prox: η; None takes η = τ, as the paper does.
@@ -151,7 +152,8 @@ def jacobi_sweep(
     settings: Improvement,
     kappa: int | None,
 ) -> JointEvaluation:
-    """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as printed).
+    """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as
+    printed).
 
     No guarantee holds for the joint move; compare `value` before and after.
 

@@ -32,10 +32,12 @@ def temperatures(value: float | ArrayLike | Tensor, n_agents: int) -> Tensor:
             f"temperature has shape {tau.shape}; give one number, or one for each of the "
             f"{n_agents} agents"
         )
-    bad = ~(np.isfinite(tau) & (tau > 0))
+    bad = np.atleast_1d(~(np.isfinite(tau) & (tau > 0)))
     if bad.any():
-        whose = f" of agent {first(bad)[0]}" if tau.ndim else ""
-        raise InputError(f"temperature{whose} is {tau[first(bad)]:.6g}; it must be finite and > 0")
+        (agent,) = first(bad)
+        whose = f" of agent {agent}" if tau.ndim else ""
+        worst = np.atleast_1d(tau)[agent]
+        raise InputError(f"temperature{whose} is {worst:.6g}; it must be finite and > 0")
     return torch.from_numpy(tau).expand(n_agents).clone()
 
 

@@ -160,3 +160,11 @@ def mlp(
             layers.append(ACTIVATIONS[activation]())
         layers.append(BatchedLinear(len(group), n_inputs, n_outputs, generator, dtype))
     return nn.Sequential(*layers)
+
+
+def scale_logits(network: nn.Module, factor: Tensor) -> None:
+    """Multiplies all logits of agent g by factor[g], (G,): the table, or the last affine layer."""
+    last = network if isinstance(network, Tabular) else list(network.children())[-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.mul_(factor[:, None, None].to(parameter.dtype))

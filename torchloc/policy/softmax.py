@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -172,11 +172,11 @@ class SoftmaxPolicy(nn.Module):
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
         checks.check_count(tables, "logits", policy.n_agents)
-        for group, network in zip(policy.groups, policy.networks, strict=True):
-            for row, agent in enumerate(group.agents.tolist()):
-                table = checks.as_table(tables[agent], f"logits of agent {agent}", group)
-                checks.check_logits(table, f"logits of agent {agent}")
-                network.table.data[row] = torch.from_numpy(table).reshape(group.n_rows, -1)
+        for agent in range(policy.n_agents):
+            field = f"logits of agent {agent}"
+            table = checks.as_table(tables[agent], field, policy.groups[policy.group_of[agent]])
+            checks.check_logits(table, field)
+            policy._assign(agent, table)
         return policy
 
     @classmethod
@@ -236,16 +236,18 @@ class SoftmaxPolicy(nn.Module):
     def _with_laws(self, table: Callable[[int, AgentGroup], ArrayLike | Tensor]) -> SoftmaxPolicy:
         """This tabular policy with the laws that `table` gives an agent, (*S_scope, A_k)."""
         for agent in range(self.n_agents):
-            index, row = int(self.group_of[agent]), int(self.row_of[agent])
-            group, field = self.groups[index], f"probabilities of agent {agent}"
+            group, field = self.groups[self.group_of[agent]], f"probabilities of agent {agent}"
             laws = checks.as_table(table(agent, group), field, group)
             laws = normalised(laws[None], lambda _, field=field: field)[0]
             with np.errstate(divide="ignore"):
-                logits = float(self.temperature[agent]) * np.log(laws)
-            self.networks[index].table.data[row] = torch.from_numpy(logits).reshape(
-                group.n_rows, -1
-            )
+                self._assign(agent, float(self.temperature[agent]) * np.log(laws))
         return self
+
+    def _assign(self, agent: int, table: FloatArray) -> None:
+        """Sets the logits of one agent of a tabular policy."""
+        network = cast(networks.Tabular, self.networks[self.group_of[agent]])
+        row = network.table.data[int(self.row_of[agent])]
+        row.copy_(torch.from_numpy(table).reshape(row.shape))
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -334,20 +336,10 @@ class SoftmaxPolicy(nn.Module):
         if hold not in ("logits", "policy"):
             raise InputError(f"hold is {hold!r}; choose logits or policy")
         if hold == "policy":
-            self._scale(tau / self.temperature)
+            factor = tau / self.temperature
+            for group, network in zip(self.groups, self.networks, strict=True):
+                networks.scale_logits(network, factor[torch.tensor(group.agents)])
         self.temperature.copy_(tau)
-
-    def _scale(self, factor: Tensor) -> None:
-        """Multiplies every agent's logits by its factor (K,): tables, or the last affine layer."""
-        for group, network in zip(self.groups, self.networks, strict=True):
-            scale = factor[torch.tensor(group.agents)][:, None, None]
-            with torch.no_grad():
-                if isinstance(network, networks.Tabular):
-                    network.table.mul_(scale.to(network.table.dtype))
-                else:
-                    last = network[-1]
-                    last.weight.mul_(scale.to(last.weight.dtype))
-                    last.bias.mul_(scale.to(last.bias.dtype))
 
     def group_logits(self, index: int) -> Tensor:
         """(G, R, A) logits of group `index` at every scope state, in the network's dtype.
