@@ -124,8 +124,7 @@ def coarse(matrix: Any) -> np.ndarray:
 
 
 class Checkpoint(Callback):
-    """Saves every `every` iterations (0: never before the end) and at the end, also when
-    interrupted.
+    """Saves every `every` iterations (0: never before the end) and at the end, also when interrupted.
 
     Args:
         folder: The run folder.

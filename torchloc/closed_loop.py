@@ -10,6 +10,7 @@ Axis letters: B sites of a class, u union coordinates, q action parents.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -117,13 +118,6 @@ class LocalClass:
             BudgetError: The result has more entries a site than are enumerated.
         """
         q, u = len(self.n_actions), len(self.sizes)
-        entries = math.prod(self.sizes) * math.prod(self.n_actions[k] for k in keep)
-        if entries > ENTRY_BUDGET:
-            raise BudgetError(
-                f"the closed-loop law at coordinate row {int(self.rows[0])} reads {u} coordinates: "
-                f"{entries} entries, {8 * entries} bytes, over the budget of {ENTRY_BUDGET} entries; "
-                f"shrink the scopes of agents {self.agents[0].tolist()}"
-            )
         tail = self.table.ndim - 1 - self.n_states - q
         batch, ends = u + q + 1, [u + q + 2 + i for i in range(tail)]
         axes = [batch, *range(self.n_states), *range(u, u + q), *ends]
@@ -134,6 +128,7 @@ class LocalClass:
                 continue
             operands.append((tables.of_agents(self.agents[:, k]), [batch, *scope, u + k]))
             seen.update(scope)
+        self._check_budget(seen, keep, self.table.shape[1 + self.n_states + q :])
         out = [batch, *sorted(seen), *(u + k for k in keep), *ends]
         if not operands:
             result = self.table.permute([axes.index(axis) for axis in out])
@@ -145,6 +140,17 @@ class LocalClass:
             shape = [self.sizes[i] if i in seen else 1 for i in range(u)]
             result = result.reshape(result.shape[0], *shape, *result.shape[1 + len(seen) :])
         return result
+
+    def _check_budget(self, seen: set[int], keep: Sequence[int], ends: Sequence[int]) -> None:
+        sizes = [*(self.sizes[i] for i in seen), *(self.n_actions[k] for k in keep), *ends]
+        entries = math.prod(sizes)
+        if entries > ENTRY_BUDGET:
+            agents = [k for at, k in enumerate(self.agents[0].tolist()) if at not in keep]
+            raise BudgetError(
+                f"averaging the actions of agents {agents} out of row {int(self.rows[0])} of a batch "
+                f"gives a table over {len(seen)} coordinates: {entries} entries, {8 * entries} "
+                f"bytes, over the budget of {ENTRY_BUDGET} entries; shrink the scopes of these agents"
+            )
 
 
 def local_classes(
@@ -186,9 +192,7 @@ def local_classes(
                 n_states=batch.states.shape[1],
                 agents=actions[picked],
                 n_actions=batch.action_shape,
-                scopes=tuple(
-                    tuple(place[start:end]) for start, end in zip(starts, starts[1:], strict=False)
-                ),
+                scopes=tuple(tuple(place[start:end]) for start, end in itertools.pairwise(starts)),
                 flags=tuple(kind[q:]),
             )
 

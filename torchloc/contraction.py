@@ -1,5 +1,4 @@
-"""Functions on a few coordinates, pulled back through one step of the dynamics: exact work on
-balls.
+"""Functions on a few coordinates, pulled back through one step of the dynamics: exact work on balls.
 
 A function f of the coordinates V becomes, under T^π, a function of the parents of V: the state
 parents of its kernels and the scopes of the agents that act on it. Nothing else of the model is

@@ -107,8 +107,7 @@ def _single_causes(mdp: FactoredMDP, pullback: Pullback) -> np.ndarray:
 
 
 def pair_dynamics(mdp: FactoredMDP, tables: PolicyTables) -> Dynamics:
-    """The system of pairs: coordinate j has S_j² values (s_j, t_j), row-major; agents are the
-    shared ones.
+    """The system of pairs: coordinate j has S_j² values (s_j, t_j), row-major; agents are the shared ones.
 
     Raises:
         BudgetError: A coordinate's pair kernel is too large to enumerate.

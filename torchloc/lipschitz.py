@@ -64,8 +64,7 @@ def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
 
 
 def scope_matrix(policy: SoftmaxPolicy, entries: list[Tensor]) -> sp.csr_array:
-    """(K, N) CSR from one (G, m) tensor a group: agent k, coordinate scope_k[i] ←
-    entries[group][row, i].
+    """(K, N) CSR from one (G, m) tensor a group: agent k, coordinate scope_k[i] ← entries[group][row, i].
 
     Zeros are dropped.
     """

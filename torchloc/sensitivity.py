@@ -45,8 +45,7 @@ RUNGS: tuple[Rung, ...] = ("coupled", "exact", "span", "tanh", "paper", "scope")
 
 
 def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
-    """E^s: entry (j, i) is the sup of TV(P_j(·|s, a), P_j(·|s', a)) over s, s' that differ in i
-    alone.
+    """E^s: entry (j, i) is the sup of TV(P_j(·|s, a), P_j(·|s', a)) over s, s' that differ in i alone.
 
     Returns:
         (N, N) CSR without stored zeros (paper, Section 2).
@@ -56,8 +55,7 @@ def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
 
 
 def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
-    """E^a: entry (j, k) is the sup of TV(P_j(·|s, a), P_j(·|s, a')) over a, a' that differ in k
-    alone.
+    """E^a: entry (j, k) is the sup of TV(P_j(·|s, a), P_j(·|s, a')) over a, a' that differ in k alone.
 
     Returns:
         (N, K) CSR without stored zeros (paper, Section 2).
@@ -147,8 +145,7 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
 
 
 def action_sup(mdp: FactoredMDP) -> sp.csr_array:
-    """Prior work's matrix: the sup of TV(P_j) when state *and* action of agent i = coordinate i
-    change together.
+    """Prior work's matrix: the sup of TV(P_j) when state *and* action of agent i = coordinate i change together.
 
     Returns:
         (N, N) CSR, entries ≤ 1; policy-independent (Qu et al. 2020; theory: outside the ladder's
@@ -254,8 +251,7 @@ def _coupled_class(local: LocalClass, tables: PolicyTables) -> tuple[IntArray, T
 def _coupled_entry(
     local: LocalClass, law: Tensor, laws: dict[int, Tensor], keep: list[int], i: int
 ) -> Tensor:
-    """(B or 1,) entries for cause i: sup over pairs of values of coordinate i and over the other
-    coordinates.
+    """(B or 1,) entries for cause i: sup over pairs of values of coordinate i and over the other coordinates.
 
     `law` is (B or 1, *S or 1, *A_keep, S_j), `laws[k]` (B, *S or 1, A_k). Shared actions whose
     agent does not see coordinate i are equal on both sides; the others are coupled.
@@ -302,7 +298,8 @@ def couple(p: Tensor, q: Tensor) -> Tensor:
     """The maximal coupling J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q).
 
     Args:
-        p, q: (…, A) laws.
+        p: (…, A) laws.
+        q: (…, A) laws.
 
     Returns:
         (…, A, A) joint laws with marginals p and q and P(A ≠ A') = TV(p, q).

@@ -24,8 +24,7 @@ Dynamics = Literal["synchronous", "asynchronous"]
 
 
 class Certificate(Mapping[str, RungCertificate]):
-    """One `RungCertificate` a rung, from sharp to blunt; `certificate["paper"].rho.upper` and so
-    on.
+    """One `RungCertificate` a rung, from sharp to blunt; `certificate["paper"].rho.upper` and so on.
 
     Attributes:
         floor: Bracket of ρ(E^s): no temperature brings the rungs `exact` … `scope` below it.

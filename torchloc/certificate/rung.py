@@ -160,7 +160,7 @@ class RungCertificate:
         return 1.0 + 2.0 * (terms + 4) * (longest + 2) * UNIT
 
     def _blocks(self) -> Iterator[list[FloatArray]]:
-        """[M_m^q M_r b for r < m], for q = 0, 1, …"""
+        """The terms M_m^q M_r b, r < m, for q = 0, 1, … without end."""
         b = self.reward_oscillation
         terms = [b, *(operator @ b for operator in self.operators[:-1])]
         while True:

@@ -67,8 +67,7 @@ class BlockRecord:
         return self.prox_gain - math.fsum(errors) if all(map(math.isfinite, errors)) else -math.inf
 
     def check(self) -> None:
-        """Stops the run where a proved bound is above the realised gain by more than the solves
-        allow.
+        """Stops the run where a proved bound is above the realised gain by more than the solves allow.
 
         Raises:
             SolveError: A guarantee failed: a defect of the package, or a solve worse than it says.
@@ -97,7 +96,8 @@ def block_record(
     """The ledger of agent k's update from `before` to `after`.
 
     Args:
-        before, after: Evaluations of the joint policy before and after; only agent k differs.
+        before: Evaluation of the joint policy before.
+        after: Evaluation after; only agent k differs.
         target: What the update was computed from.
         old_logits, wanted_logits, new_logits: (R, A) logits of the baseline, of the prox step, and
             realised.

@@ -152,8 +152,7 @@ def jacobi_sweep(
     settings: Improvement,
     kappa: int | None,
 ) -> JointEvaluation:
-    """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as
-    printed).
+    """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as printed).
 
     No guarantee holds for the joint move; compare `value` before and after.
 

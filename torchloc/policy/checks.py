@@ -76,7 +76,7 @@ def check_logits(table: FloatArray, field: str) -> None:
             f"{field}: entry {index} is {table[index]}; use finite numbers, or −∞ to forbid an "
             f"action"
         )
-    shut = np.isneginf(table).all(axis=-1)
+    shut = np.asarray(np.isneginf(table).all(axis=-1))
     if shut.any():
         raise InputError(
             f"{field}: row {first(shut)} is −∞ throughout, which forbids every action; leave at "

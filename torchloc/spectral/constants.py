@@ -5,24 +5,26 @@
 block*. Weights with M w ≤ λ w give C = max w / min w. ‖M^t‖ ≤ C ρ^t itself is false in general: at a
 Jordan block ‖M^t‖ρ^{−t} grows like t. If M^p = 0, every λ > 0 serves.
 
-Numbers are kept as base-2 logarithms, so transients beyond 1e308 do not overflow; `_MARGIN` covers
-the rounding of logarithms below 2^15 in size, and of their sums with up to 2^12 terms.
+Numbers are kept as base-2 logarithms, so transients beyond 1e308 do not overflow; `_raised` moves a
+logarithm up by more than the few roundings that it has seen.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from torchloc.errors import InputError
 from torchloc.spectral.matrices import Checked, Floats, up
 
-_MARGIN = 1e-8
 _SHRINK = 0.02
 _LEAST_STEPS, _MOST_STEPS = 32, 2048
 _MESH = np.array([0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
+_MESH = np.append(_MESH, 1.0 - 2.0 ** -np.arange(6.0, 12.0))
+_NILPOTENT = -np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0])
 _DEEP = -900.0
 
 
@@ -66,6 +68,11 @@ class PowerBound:
         while need + (kappa + 1) * _log2(self.rate) + _slack(kappa) > 0.0:
             kappa += 1
         return kappa
+
+
+def _raised(logs: Any) -> Any:
+    """Logarithms moved up by 2^-46 of their size, at least of 1."""
+    return logs + (np.abs(logs) + 1.0) * 2.0**-46
 
 
 def _log2(value: float) -> float:
@@ -125,7 +132,7 @@ def power_norms(matrix: Checked, upper: float, entries: int) -> Floats:
         lost = (image > 0.0) & (v < 2.0**-1020)
         v = np.where(lost, 2.0**-1020, v)
         exponent += shift + scale
-        logs.append(exponent + _log2(float(v.max())) + _MARGIN)
+        logs.append(float(_raised(exponent + _log2(float(v.max())))))
         if t >= _LEAST_STEPS and logs[-1] / t <= goal:
             break
     return np.array(logs)
@@ -138,25 +145,25 @@ def gelfand_bounds(logs: Floats) -> list[PowerBound]:
         logs: (T + 1,) as `power_norms`.
     """
     times = np.arange(len(logs))
+    roots = logs[1:] / times[1:]
     nilpotent = bool(np.isneginf(logs[-1]))
     finite = logs[:-1] if nilpotent else logs
     if nilpotent:
         best, kind = _DEEP, "nilpotent"
     else:
-        roots = logs[1:] / times[1:]
-        best, kind = float(roots.min()) * (1.0 - 2.0**-50) + _MARGIN, "gelfand"
+        best, kind = float(_raised(_raised(roots)).min()), "gelfand"
     if not best < 0.0:
         return []
-    rates = np.append(best * (1.0 - _MESH), best * np.array([2.0**-k for k in range(6, 12)]))
+    rates = best * (1.0 - _MESH)
     if nilpotent:
-        rates = np.append(rates, [-800.0, -400.0, -200.0, -100.0, -50.0, -20.0, -10.0, -5.0, -2.0, -1.0])
+        rates = np.append(rates, _NILPOTENT)
     bounds = []
     for rate in np.unique(rates[rates < 0.0]):
         if nilpotent:
             period = len(finite)
         else:
-            period = int(np.argmax(logs[1:] <= times[1:] * rate)) + 1
-        exponent = float((logs[:period] - times[:period] * rate).max()) + _MARGIN
+            period = int(np.argmax(_raised(roots) <= rate)) + 1
+        exponent = float(_raised(logs[:period] - times[:period] * rate).max())
         constant, value = _exp2_up(exponent), math.nextafter(2.0 ** float(rate), math.inf)
         if math.isfinite(constant) and value < 1.0:
             bounds.append(PowerBound(max(constant, 1.0), value, kind))

@@ -21,18 +21,12 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from torchloc.spectral.matrices import Checked, Floats, Ints, norm_rows, underflow, up
-from torchloc.spectral.solvers import (
-    DenseSolver,
-    SparseSolver,
-    Solver,
-    SpectralBudget,
-    choose_solver,
-    triangular_solver,
-)
+from torchloc.spectral.solvers import Solver, SpectralBudget, choose_solver, triangular_solver
 
-_RANGE = 280
+_BITS = int(560 * np.log2(10.0))
 _SOLVE_SIZE = 20_000
-_SOLVE_COST = 1e8
+_SOLVE_COST = 5e7
+_MODEST = 40
 _CLOSURE = 512
 _LOOK = 8
 
@@ -42,7 +36,7 @@ class Weighted:
     """A checked pair: (M w)_i ≤ rate · w_i for all i.
 
     Attributes:
-        weights: (n,) float64, > 0, the largest is about 1.
+        weights: (n,) float64, > 0, within 1e±280.
         rate: λ_w ≥ ρ(M), rounded up.
         constant: max w / min w, rounded up, so that ‖M^t‖_∞ ≤ constant · rate^t for t ≥ 0.
     """
@@ -57,9 +51,9 @@ def check_weights(matrix: Checked, vector: Floats) -> Weighted | None:
     if not (np.isfinite(vector).all() and (vector > 0.0).all()):
         return None
     least, most = np.frexp(vector.min())[1], np.frexp(vector.max())[1]
-    if most - least > _RANGE * np.log2(10.0):
+    if most - least > _BITS:
         return None
-    weights = np.ldexp(vector, -most)
+    weights = np.ldexp(vector, -((most + least) // 2))
     csr = matrix.csr
     with np.errstate(over="ignore", under="ignore"):
         quotient = float(((csr @ weights) / weights).max())
@@ -116,19 +110,20 @@ class WeightMaker:
         return found if found is not None and found.rate <= rate * (1.0 + 1e-9) else None
 
     def _closed(self, rate: float) -> Weighted | None:
-        """Power steps closed by a geometric tail."""
+        """Power steps closed by a geometric tail; given up once the tail is out of reach."""
         csr, size = self._matrix.csr, self._matrix.size
-        shift = 0.25 * rate if self._upper > 0.0 else 0.0
+        shift = 0.5 * rate if self._upper > 0.0 else 0.0
+        goal = 0.5 * (rate + self._upper)
         v, total, past = np.ones(size), np.zeros(size), np.inf
         with np.errstate(all="ignore"):
             for step in range(_CLOSURE):
                 image = csr @ v
                 if step % _LOOK == _LOOK - 1 and shift:
                     reached = float((image / v).max())
-                    if reached <= 0.5 * (rate + self._upper):
+                    if reached <= goal:
                         tail = v * ((rate + shift) / (rate - reached))
                         return self._accept(total + tail, rate)
-                    if not reached < past:
+                    if not (past - reached) * (_CLOSURE - step) > (reached - goal) * _LOOK:
                         return None
                     past = reached
                 total += v
@@ -139,14 +134,16 @@ class WeightMaker:
                     return None
         return None
 
-    def _perron(self, rate: float) -> Weighted | None:
-        """The bracket's own vector."""
+    def _perron(self, rate: float, bits: int) -> Weighted | None:
+        """The bracket's own vector, if it spans no more than 2^bits."""
         if self._vector is None:
             return None
         exponent, mantissa = self._vector
-        if np.ptp(exponent) > 1000:
+        reach = np.frexp(mantissa)[1] + exponent
+        if np.ptp(reach) > bits:
             return None
-        return self._accept(np.ldexp(mantissa, exponent - int(exponent.max())), rate)
+        middle = (int(reach.max()) + int(reach.min())) // 2
+        return self._accept(np.ldexp(mantissa, exponent - middle), rate)
 
     def at(self, rate: float) -> Weighted | None:
         """Weights whose rate is at most `rate` (up to a relative 1e-9), or None.
@@ -159,26 +156,19 @@ class WeightMaker:
         if self._matrix.csr.nnz == 0:
             return self._accept(np.ones(self._matrix.size), rate)
         small = self._matrix.size <= _SOLVE_SIZE
-        if small:
-            found = self._solved(rate, self._solver)
-            if found is not None:
-                return found
-        found = self._closed(rate)
-        if found is not None:
-            return found
-        if self._upper == 0.0 or not small:
+        found = self._solved(rate, self._solver) if small else self._perron(rate, _MODEST)
+        if found is None:
+            found = self._closed(rate)
+        if found is None:
             found = self._solved(rate, self._triangular)
-            if found is None and not small and self._cheap:
-                found = self._solved(rate, self._solver)
-        return found if found is not None else self._perron(rate)
+        if found is None and not small and self._solver and self._solver.cost <= _SOLVE_COST:
+            found = self._solved(rate, self._solver)
+        return found if found is not None else self._perron(rate, _BITS)
 
     @property
-    def _cheap(self) -> bool:
-        """Whether one factorisation for weights is in proportion to the bracket's own work."""
-        solver = self._solver
-        return solver is not None and (
-            not isinstance(solver, SparseSolver | DenseSolver) or solver.cost <= _SOLVE_COST
-        )
+    def quick(self) -> bool:
+        """Whether weights at several rates are cheap: one small factorisation each."""
+        return self._matrix.size <= _SOLVE_SIZE
 
     def closest(self) -> Weighted | None:
         """The weights with a rate as close above ρ as their range allows.
@@ -190,7 +180,7 @@ class WeightMaker:
         if not np.isfinite(largest):
             return None
         ones = check_weights(self._matrix, np.ones(self._matrix.size))
-        upper = max(self._upper, 1e-6 * largest)
+        upper = self._upper if self._upper > 0.0 else 1e-6 * largest
         excess = 1e-3 * upper
         if upper < 1.0:
             excess = min(excess, 0.125 * (1.0 - upper))
