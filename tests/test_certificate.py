@@ -125,9 +125,9 @@ def check_definitions(it: Case) -> None:
         matrix, step = it.influence(name), it.propagator(name)
         operator = it.discount * step.T
         assert_rounded_up(rung.matrix.toarray(), matrix)
-        assert_rounded_up(rung.operator.toarray(), operator)
+        assert_rounded_up(rung.operators[0].toarray(), operator)
         assert_rounded_up(rung.reward_oscillation, b)
-        assert_rounded_up(rung.weight.toarray(), it.reach)
+        assert_rounded_up(rung.reach.toarray(), it.reach)
         assert_rounded_up(rung.row_norm, matrix.sum(1).max())
         assert_rounded_up(rung.column_norm, matrix.sum(0).max())
         assert_rounded_up(rung.delta_hat, ref.delta_hat(step, b, it.kappa, it.discount))
@@ -255,7 +255,7 @@ def test_truncation_error_falls_at_the_claimed_rate(seed: int, options: dict[str
     slack = SOLVE * (1.0 + np.abs(exact).max())
     errors = np.array([ref.oscillation(it.model, exact - cut) for cut in short])
     for rung in it.certificate.values():
-        moved = errors[:-1] @ rung.operator.toarray().T
+        moved = errors[:-1] @ rung.operators[0].toarray().T
         assert (errors[1:] <= moved + slack).all()
         if not rung.certified:
             continue

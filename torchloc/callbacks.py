@@ -108,8 +108,7 @@ def heat_map(matrix: Any, name: str) -> Figure:
     axes.set(xlabel=across, ylabel=down, title=name.replace("_", " "))
     if dense.shape != matrix.shape:
         axes.set_title(f"{name.replace('_', ' ')} (block maxima of {matrix.shape[0]} rows)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(integer=True)
     return figure
 
 

@@ -67,7 +67,7 @@ def test_marginal_influence_governs_no_oscillation_but_the_coupled_matrix_does()
     truth = oscillation(joint.poisson())
     np.testing.assert_allclose(truth, [2.0, 1.0], rtol=0, atol=SOLVE)
     for rung in tl.certify(mdp, policy).values():
-        assert (oscillation(moved) <= rung.operator @ oscillation(joint.reward)).all()
+        assert (oscillation(moved) <= rung.operators[0] @ oscillation(joint.reward)).all()
         assert (truth <= rung.poisson + SOLVE).all()
 
 
@@ -78,12 +78,12 @@ def test_marginal_influence_governs_one_coordinate_at_a_time() -> None:
     sites = np.array([0.3, 0.7])
     policy = twin_policy(mdp, plain)
     rung = tl.certify(mdp, policy, dynamics="asynchronous", site_law=sites)["coupled"]
-    np.testing.assert_allclose(rung.operator.toarray(), np.diag([0.7, 0.3]), atol=1e-13)
+    np.testing.assert_allclose(rung.operators[0].toarray(), np.diag([0.7, 0.3]), atol=1e-13)
     moves = ref.asynchronous_transition(model, sites)
     step = ref.policy_transition(moves, ref.product_policy(model, plain))
     for f in np.random.default_rng(0).normal(size=(50, 4)):
         moved, was = ref.oscillation(model, step @ f), ref.oscillation(model, f)
-        assert (moved <= rung.operator @ was + 1e-15 * np.abs(f).max()).all()
+        assert (moved <= rung.operators[0] @ was + 1e-15 * np.abs(f).max()).all()
 
 
 # Section 3 against Theorem 7, B.4: which of H and its transpose -----------------------------------
@@ -99,9 +99,9 @@ def test_oscillations_move_by_the_transpose() -> None:
     before, after = oscillation(joint.reward), oscillation(moved)
     np.testing.assert_allclose(after, [0.3, 0.0], rtol=0, atol=1e-15)
     assert (rung.matrix @ before < after).any()
-    assert (rung.operator @ before >= after).all()
-    assert (rung.operator.toarray() == rung.matrix.toarray().T).all()
-    np.testing.assert_allclose(rung.operator @ before, after, rtol=0, atol=1e-14)
+    assert (rung.operators[0] @ before >= after).all()
+    assert (rung.operators[0].toarray() == rung.matrix.toarray().T).all()
+    np.testing.assert_allclose(rung.operators[0] @ before, after, rtol=0, atol=1e-14)
 
 
 # Theorems 3 and 7: ‖H^t‖ ≤ C ρ^t ------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_powers_of_a_jordan_block_outgrow_every_multiple_of_its_radius() -> None
     rung = tl.certify(mdp, blind(mdp))["exact"]
     bound = rung.contraction
     assert abs(bound.upper - 0.5) < RADIUS
-    powers = [np.linalg.matrix_power(rung.operator.toarray(), t) for t in range(120)]
+    powers = [np.linalg.matrix_power(rung.operators[0].toarray(), t) for t in range(120)]
     norms = np.array([np.abs(power).sum(axis=1).max() for power in powers])
     growth = norms / 0.5 ** np.arange(120)
     # ‖M^t‖ = ρ^t + t ρ^{t−1}/2 = ρ^t (1 + t): no C serves every t, and it is no artefact of the bound:
@@ -138,7 +138,7 @@ def test_powers_of_a_jordan_block_outgrow_every_multiple_of_its_radius() -> None
     # What holds: an explicit C with a λ above ρ, from a checked weight.
     weight, rate = bound.weights, bound.weighted_rate
     assert 0.5 < rate < 1.0
-    assert (rung.operator @ weight <= rate * weight).all()
+    assert (rung.operators[0] @ weight <= rate * weight).all()
     constant = weight.max() / weight.min()
     assert (norms <= constant * rate ** np.arange(120)).all()
 
@@ -172,7 +172,7 @@ def test_bias_needs_the_one_norm_of_the_tail() -> None:
     error = float((joint.poisson() - joint.truncated_value(0)).abs().max())
     assert error == pytest.approx(4 / 7, abs=SOLVE)
     rung = tl.certify(mdp, blind(mdp), kappa=0)["coupled"]
-    matrix = rung.operator.toarray()
+    matrix = rung.operators[0].toarray()
     rate = 1 / n  # ‖M^t‖_∞ = λ^t exactly, so C = 1
     for t in range(5):
         power = np.linalg.matrix_power(matrix, t)

@@ -111,7 +111,7 @@ class JointEvaluation:
         policy.scopes.check(mdp)
         self.mdp = mdp
         self.policy = policy
-        self.objective = objective
+        self.objective: Objective = objective
         self.discount = discount
         self.tolerance = tolerance
         self.shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())

@@ -23,7 +23,7 @@ PAIR_BUDGET = 2**24
 LOCAL_BUDGET = 2**17
 """Deterministic local policies times joint states that are enumerated at most."""
 _DAMPING = 0.9
-_SWEEPS = 200_000
+_SWEEPS = 50_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,7 @@ def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float
     reward = joint_reward(mdp)
     scale = max(1.0, float(reward.abs().max()))
     values = torch.zeros(shape, dtype=torch.float64)
+    low, high = -math.inf, math.inf
     for _ in range(_SWEEPS):
         scores = (reward + discount * move(values)).reshape(*shape, -1)
         best, actions = scores.max(dim=-1)
