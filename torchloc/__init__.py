@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchloc.certificate import certify
     from torchloc.errors import BudgetError, InputError, SolveError
     from torchloc.evaluation.joint import JointEvaluation
     from torchloc.graphs import neighbourhood_scopes
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
         policy_sensitivity,
         state_sensitivity,
     )
+    from torchloc.spectral import spectral_radius
+    from torchloc.trainer import Callback, Trainer, TrainState
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BudgetError": "torchloc.errors",
+    "Callback": "torchloc.trainer",
     "FactoredMDP": "torchloc.mdp",
     "InputError": "torchloc.errors",
     "JointEvaluation": "torchloc.evaluation.joint",
@@ -37,15 +41,20 @@ _MODULES = {
     "RewardBatch": "torchloc.mdp",
     "SoftmaxPolicy": "torchloc.policy",
     "SolveError": "torchloc.errors",
+    "TrainState": "torchloc.trainer",
+    "Trainer": "torchloc.trainer",
     "action_sensitivity": "torchloc.sensitivity",
+    "certify": "torchloc.certificate",
     "influence": "torchloc.sensitivity",
     "neighbourhood_scopes": "torchloc.graphs",
     "policy_sensitivity": "torchloc.sensitivity",
+    "spectral_radius": "torchloc.spectral",
     "state_sensitivity": "torchloc.sensitivity",
 }
 
 __all__ = [
     "BudgetError",
+    "Callback",
     "FactoredMDP",
     "InputError",
     "JointEvaluation",
@@ -56,10 +65,14 @@ __all__ = [
     "RewardBatch",
     "SoftmaxPolicy",
     "SolveError",
+    "TrainState",
+    "Trainer",
     "action_sensitivity",
+    "certify",
     "influence",
     "neighbourhood_scopes",
     "policy_sensitivity",
+    "spectral_radius",
     "state_sensitivity",
 ]
 

@@ -74,10 +74,13 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     mdp, scopes = build_model(cfg) if model is None else model
     schedule = build(cfg.schedule)
 
-    # Late, because they import torch.
+    # Late, because it is slow.
+    import torch
+
     from torchloc import callbacks
     from torchloc.trainer import Callback, Trainer
 
+    torch.set_num_threads(cfg.threads)
     text = OmegaConf.to_yaml(cfg, resolve=True)
     saving, logging = cfg.checkpoint, cfg.logging
     hooks: list[Callback] = [

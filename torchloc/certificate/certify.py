@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -113,8 +114,12 @@ def certify(
     _check(kappa, discount, dynamics, objective, rungs, steps)
     moves = _site_law(mdp, dynamics, site_law)
     environment = environment or Environment(mdp)
+    if environment.mdp is not mdp:
+        raise InputError(
+            "environment was computed for another model; give Environment(mdp), or None"
+        )
     ladder = Ladder(environment, policy, averaged=dynamics == "asynchronous")
-    b = reward_oscillation(mdp, ladder.tables, entropy=objective == "entropy")
+    b = reward_oscillation(ladder, entropy=objective == "entropy")
     reach = outward(discount * (sp.diags_array(moves) @ ladder.action), 4)
     reach.eliminate_zeros()
     result = {}
@@ -145,8 +150,9 @@ def certify(
 def _check(
     kappa: int, discount: float, dynamics: str, objective: str, rungs: Sequence[str], steps: int
 ) -> None:
-    if kappa != int(kappa) or kappa < 0:
-        raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
+    for field, value, least in (("kappa", kappa, 0), ("steps", steps, 1)):
+        if not math.isfinite(value) or value != int(value) or value < least:
+            raise InputError(f"{field} is {value}; it must be a whole number ≥ {least}")
     if not 0.0 < discount <= 1.0:
         raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
     if dynamics not in ("synchronous", "asynchronous"):
@@ -156,8 +162,6 @@ def _check(
     for rung in rungs:
         if rung not in RUNGS:
             raise InputError(f"rungs holds {rung!r}; choose from {', '.join(RUNGS)}")
-    if steps != int(steps) or steps < 1:
-        raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
     if steps > 1 and dynamics == "asynchronous":
         raise InputError(
             f"steps is {steps}, but several coupled steps are for synchronous dynamics; use steps=1"
@@ -175,7 +179,7 @@ def _site_law(mdp: FactoredMDP, dynamics: str, site_law: ArrayLike | None) -> Fl
     if site_law is None:
         return np.full(n, 1.0 / n)
     law = np.asarray(site_law, dtype=np.float64)
-    if law.shape != (n,) or (law < 0).any() or abs(law.sum() - 1.0) > 1e-9:
+    if law.shape != (n,) or not (law >= 0).all() or not abs(law.sum() - 1.0) <= 1e-9:
         raise InputError(
             f"site_law has shape {law.shape} and sum {law.sum():.6g}; it must be a law on the "
             f"{n} coordinates"

@@ -1,8 +1,23 @@
-"""Outward rounding of nonnegative matrices."""
+"""What rounding can hide: outward factors for nonnegative sums, and absolute errors of computed laws.
+
+A logit z/τ is off by one rounding of its own size, its distance to the largest by one of at most
+twice that size; e^x and the sum over A actions add a few relative ones. Logits off by at most e make
+laws off by tanh(2e/4) ≤ e/2 in TV (theory, section 2). So every computed law p̂ of a policy has
+
+    ‖p̂ − p‖₁ ≤ θ,   θ = (4·max |z/τ| + A + 16)·2⁻⁵³.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchloc.lipschitz import scope_matrix
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import SoftmaxPolicy
 
 UNIT = 2.0**-53
 
@@ -12,3 +27,61 @@ def outward(matrix: sp.csr_array, steps: float) -> sp.csr_array:
     result = sp.csr_array(matrix)
     result.data = result.data * (1.0 + (steps + 2.0) * UNIT)
     return result
+
+
+def largest_logit(policy: SoftmaxPolicy) -> float:
+    """max |z/τ| over the finite logits."""
+    size = 0.0
+    for index in range(len(policy.groups)):
+        scaled = policy.group_scaled_logits(index)
+        finite = torch.where(torch.isfinite(scaled), scaled.abs(), 0.0)
+        size = max(size, float(finite.max()) if finite.numel() else 0.0)
+    return size
+
+
+def most_actions(policy: SoftmaxPolicy) -> int:
+    """max A_k; 0 without agents."""
+    return max((group.n_actions for group in policy.groups), default=0)
+
+
+def law_error(size: float, actions: int) -> float:
+    """θ ≥ ‖p̂ − p‖₁ for computed laws of at most `actions` actions, with |z/τ| at most `size`."""
+    return (4.0 * size + actions + 16.0) * UNIT
+
+
+def moving(policy: SoftmaxPolicy) -> sp.csr_array:
+    """(K, N) CSR of ones where a law can change with the coordinate, decided without rounding.
+
+    That is where a difference z_a − z_b of stored logits changes, or which actions are forbidden. The
+    difference is kept as its rounded value and the exact rest (Knuth's two-sum).
+    """
+    entries = []
+    for index, group in enumerate(policy.groups):
+        with torch.no_grad():
+            table = group.unflatten(policy.group_logits(index).double())
+        entries.append(_varies(table))
+    return scope_matrix(policy, entries)
+
+
+def _varies(table: Tensor) -> Tensor:
+    """(G, *S, A) logits → (G, m) ones where the law changes along the axis."""
+    allowed = torch.isfinite(table)
+    base = table.gather(-1, allowed.to(torch.int8).argmax(dim=-1, keepdim=True))
+    value = torch.where(allowed, table, base)
+    rounded = value - base
+    part = rounded - value
+    rest = (value - (rounded - part)) - (base + part)
+    result = torch.zeros(len(table), table.ndim - 2, dtype=torch.float64)
+    for i in range(table.ndim - 2):
+        changes = torch.zeros(len(table), dtype=torch.bool)
+        for part in (rounded, rest, allowed.double()):
+            changes |= (part.amax(dim=i + 1) != part.amin(dim=i + 1)).reshape(len(table), -1).any(1)
+        result[:, i] = changes.double()
+    return result
+
+
+def stored(matrix: sp.csr_array, rows: IntArray, columns: IntArray) -> NDArray[np.bool_]:
+    """(B,) whether the entries (rows, columns) are stored."""
+    width = matrix.shape[1]
+    held = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)) * width + matrix.indices
+    return np.isin(rows * width + columns, held)

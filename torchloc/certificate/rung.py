@@ -148,7 +148,7 @@ class RungCertificate:
             high = 2 * high + 1
             if high > _KAPPA_CAP:
                 return math.inf
-        low = (high - 1) // 2
+        low = (high + 1) // 2
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle + 1, high)

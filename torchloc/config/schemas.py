@@ -175,6 +175,7 @@ class Run:
 
     name: str = "default"
     seed: int = setting(0, Range(0, 2**63 - 1))
+    threads: int = setting(1, Range(1))
     env: Any = MISSING
     scopes: Any = MISSING
     policy: Any = MISSING

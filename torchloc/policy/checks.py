@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from torchloc.errors import InputError
-from torchloc.mdp.checks import FloatArray, IntArray, first, integers, reals
+from torchloc.mdp.checks import FloatArray, IntArray, first, integers, normalised, reals
 from torchloc.policy.groups import AgentGroup
 
 
@@ -43,7 +43,32 @@ def temperatures(value: float | ArrayLike | Tensor, n_agents: int) -> Tensor:
 
 def as_array(value: ArrayLike | Tensor, field: str) -> FloatArray:
     """A float64 copy of numbers, or of a tensor of any dtype, with or without gradient."""
-    return reals(value.detach().cpu().double() if isinstance(value, Tensor) else value, field)
+    if isinstance(value, Tensor) and not value.is_complex():
+        value = value.detach().cpu().double().numpy()
+    return reals(value, field)
+
+
+def unit(value: ArrayLike | Tensor) -> float:
+    """The spacing of the numbers next to 1 in the dtype of `value`."""
+    if isinstance(value, Tensor):
+        return torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    dtype = np.asarray(value).dtype
+    return float(np.finfo(dtype).eps) if np.issubdtype(dtype, np.floating) else 0.0
+
+
+def as_laws(table: FloatArray, field: str, unit: float) -> FloatArray:
+    """Laws along the last axis, of A entries that were rounded to spacing `unit`.
+
+    A softmax in that precision sums to 1 within A unit / 2; twice that is allowed.
+
+    Raises:
+        InputError: An entry is negative or not finite, or a row does not sum to 1.
+    """
+    with np.errstate(invalid="ignore"):
+        total = table.sum(axis=-1, keepdims=True)
+    rounded = np.abs(total - 1.0) <= table.shape[-1] * unit
+    table = np.divide(table, total, out=table.copy(), where=rounded)
+    return normalised(table[None], lambda _: field)[0]
 
 
 def check_count(tables: Sequence[ArrayLike | Tensor], what: str, n_agents: int) -> None:

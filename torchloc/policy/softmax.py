@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import FloatArray, IntArray, normalised
+from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
 
@@ -190,14 +190,20 @@ class SoftmaxPolicy(nn.Module):
     ) -> SoftmaxPolicy:
         """A tabular policy from K tables of probabilities (*S[scope_k], A_k), as z = τ log π.
 
+        Rows are divided by their sums, which must be 1 within 1e-9, or within the rounding of a
+        dtype coarser than float64.
+
         Raises:
-            InputError: Not one table an agent, or a table has the wrong shape, or a row is no law
-                (tolerance 1e-9).
+            InputError: Not one table an agent, or a table has the wrong shape, or a row is no law.
             BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
         checks.check_count(tables, "probabilities", policy.n_agents)
-        return policy._with_laws(lambda agent, _: tables[agent])
+        for agent in range(policy.n_agents):
+            field, group = f"probabilities of agent {agent}", policy.groups[policy.group_of[agent]]
+            laws = checks.as_table(tables[agent], field, group)
+            policy._assign_laws(agent, checks.as_laws(laws, field, checks.unit(tables[agent])))
+        return policy
 
     @classmethod
     def from_callable(
@@ -211,37 +217,32 @@ class SoftmaxPolicy(nn.Module):
         """A tabular policy from a function `f(agent, observations)`: (R, m) ints → (R, A_k) laws.
 
         The function is called once an agent, in ascending order, with all R = Π S[scope] local
-        observations as rows, the last coordinate running fastest.
+        observations as rows, the last coordinate running fastest. What it returns is treated as in
+        `from_probabilities`.
 
         Raises:
-            InputError: What it returns has another shape, or a row is no law (tolerance 1e-9).
+            InputError: What it returns has another shape, or a row is no law.
             BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
 
-        def table(agent: int, group: AgentGroup) -> FloatArray:
-            law = checks.as_array(
-                f(agent, group.observations().numpy()), f"f's laws of agent {agent}"
-            )
+        for agent in range(policy.n_agents):
+            field, group = f"probabilities of agent {agent}", policy.groups[policy.group_of[agent]]
+            result = f(agent, group.observations().numpy())
+            laws = checks.as_array(result, f"f's result for agent {agent}")
             expected = (group.n_rows, group.n_actions)
-            if law.shape != expected:
+            if laws.shape != expected:
                 raise InputError(
-                    f"f returned shape {law.shape} for agent {agent}; it must return one row an "
+                    f"f returned shape {laws.shape} for agent {agent}; it must return one row an "
                     f"observation, one column an action: {expected}"
                 )
-            return law.reshape(*group.sizes, group.n_actions)
+            policy._assign_laws(agent, checks.as_laws(laws, field, checks.unit(result)))
+        return policy
 
-        return policy._with_laws(table)
-
-    def _with_laws(self, table: Callable[[int, AgentGroup], ArrayLike | Tensor]) -> SoftmaxPolicy:
-        """This tabular policy with the laws that `table` gives an agent, (*S_scope, A_k)."""
-        for agent in range(self.n_agents):
-            group, field = self.groups[self.group_of[agent]], f"probabilities of agent {agent}"
-            laws = checks.as_table(table(agent, group), field, group)
-            laws = normalised(laws[None], lambda _, field=field: field)[0]
-            with np.errstate(divide="ignore"):
-                self._assign(agent, float(self.temperature[agent]) * np.log(laws))
-        return self
+    def _assign_laws(self, agent: int, laws: FloatArray) -> None:
+        """Sets the laws of one agent of a tabular policy."""
+        with np.errstate(divide="ignore"):
+            self._assign(agent, float(self.temperature[agent]) * np.log(laws))
 
     def _assign(self, agent: int, table: FloatArray) -> None:
         """Sets the logits of one agent of a tabular policy."""

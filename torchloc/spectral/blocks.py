@@ -98,9 +98,9 @@ class Block:
         """The block of the components where the mask (C,) is true, and its nodes as a mask (n,)."""
         mask = np.repeat(components, self.lengths)
         lengths = self.lengths[components]
-        kept = sp.csr_array(
-            (self._data, self.csr.indices, self.csr.indptr), shape=self.csr.shape
-        )[mask][:, mask]
+        kept = sp.csr_array((self._data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)[
+            mask
+        ][:, mask]
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         block = Block(sp.csr_array(kept), starts, self.nodes[mask], self.terms)
         block.regauge(self.exponent[mask])
@@ -135,12 +135,12 @@ def components(matrix: sp.csr_array, terms: int) -> Components:
         return Components(single, None)
     order = np.argsort(labels, kind="stable")
     nodes = order[~alone[order]].astype(np.int64)
-    cut = matrix[nodes][:, nodes].tocoo()
+    block = sp.csr_array(matrix[nodes][:, nodes])
     label = labels[nodes]
-    inside = label[cut.row] == label[cut.col]
-    block = sp.csr_array(
-        (cut.data[inside], (cut.row[inside], cut.col[inside])), shape=(len(nodes), len(nodes))
-    )
+    inside = np.repeat(label, np.diff(block.indptr)) == label[block.indices]
+    if not inside.all():
+        block.data[~inside] = 0.0
+        block.eliminate_zeros()
     starts = np.flatnonzero(np.concatenate([[True], label[1:] != label[:-1]])).astype(np.int64)
     return Components(single, Block(block, starts, nodes, terms))
 

@@ -341,7 +341,11 @@ class _Search:
         """
         if len(self.trace) < 2 * _WINDOW + 1:
             return False
-        first, second, third = (self.trace[-1 - 2 * _WINDOW], self.trace[-1 - _WINDOW], self.trace[-1])
+        first, second, third = (
+            self.trace[-1 - 2 * _WINDOW],
+            self.trace[-1 - _WINDOW],
+            self.trace[-1],
+        )
         goal = 0.25 * self.tolerance * self.upper
         localised = np.count_nonzero(self.quotient >= 0.999 * self.upper) <= self.block.size // 2
         for column in (0, 1):

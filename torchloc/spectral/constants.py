@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from torchloc.errors import InputError
-from torchloc.spectral.matrices import Checked, Floats, up
+from torchloc.spectral.matrices import UNIT, Checked, Floats
 
 _SHRINK = 0.02
 _LEAST_STEPS, _MOST_STEPS = 32, 2048
@@ -116,21 +116,22 @@ def power_norms(matrix: Checked, upper: float, entries: int) -> Floats:
     least = float(data.min()) if csr.nnz else 1.0
     v, exponent, logs = np.ones(matrix.size), 0, [0.0]
     goal = (1.0 - _SHRINK) * _log2(upper) if 0.0 < upper < 1.0 else -math.inf
+    outward = 1.0 + 2.0 * (terms + 4) * UNIT
     for t in range(1, steps + 1):
+        smallest = float(v.min(where=v > 0.0, initial=1.0))
         with np.errstate(under="ignore"):
-            image = up(scaled @ v, terms)
-        positive = v[v > 0.0]
-        if least * float(positive.min()) < 2.0**-960:
-            image = image + (terms + 2) * 2.0**-1000
-        largest = float(image.max())
+            v = scaled @ v
+            v *= outward
+        if least * smallest < 2.0**-960:
+            v += (terms + 2) * 2.0**-1000
+        largest = float(v.max())
         if largest == 0.0:
             logs.append(-math.inf)
             break
         shift = int(np.frexp(largest)[1])
-        with np.errstate(under="ignore"):
-            v = np.ldexp(image, -shift)
-        lost = (image > 0.0) & (v < 2.0**-1020)
-        v = np.where(lost, 2.0**-1020, v)
+        if smallest < 2.0**-900:
+            v[(v > 0.0) & (v < 2.0**-950)] = 2.0**-950
+        v *= 2.0**-shift
         exponent += shift + scale
         logs.append(float(_raised(exponent + _log2(float(v.max())))))
         if t >= _LEAST_STEPS and logs[-1] / t <= goal:

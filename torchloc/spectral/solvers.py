@@ -50,7 +50,7 @@ class SpectralBudget:
     factorisations: int = 60
     solves: int = 40
     fill: int = 150_000_000
-    entries: int = 400_000_000
+    entries: int = 200_000_000
 
 
 class Solver(Protocol):

@@ -4,8 +4,7 @@ w = (λI − M)⁻¹1 exists for every λ > ρ(M) and has (M w)_i / w_i = λ −
 
 * a solve, where a factorisation is cheap (no fill at all for a triangular matrix);
 * power steps: with A = (M + s)/(λ + s) and v_t = A^t 1, the partial sum closed by a geometric tail,
-  w = Σ_{t<p} v_t + v_p (λ + s)/(λ − r), has M w ≤ λ w as soon as M v_p ≤ r v_p with r < λ. A
-  nilpotent M needs no tail;
+  w = Σ_{t<p} v_t + v_p (λ + s)/(λ − r), has M w ≤ λ w as soon as M v_p ≤ r v_p with r < λ;
 * the Perron vector itself, where the bracket has one and its range fits.
 
 Then ‖M^t‖_∞ ≤ (max w / min w) λ^t: t steps of M w ≤ λ w. Weights outside 1e±280 are refused, and one
@@ -112,13 +111,12 @@ class WeightMaker:
     def _closed(self, rate: float) -> Weighted | None:
         """Power steps closed by a geometric tail; given up once the tail is out of reach."""
         csr, size = self._matrix.csr, self._matrix.size
-        shift = 0.5 * rate if self._upper > 0.0 else 0.0
-        goal = 0.5 * (rate + self._upper)
+        shift, goal = 0.5 * rate, 0.5 * (rate + self._upper)
         v, total, past = np.ones(size), np.zeros(size), np.inf
         with np.errstate(all="ignore"):
             for step in range(_CLOSURE):
                 image = csr @ v
-                if step % _LOOK == _LOOK - 1 and shift:
+                if step % _LOOK == _LOOK - 1:
                     reached = float((image / v).max())
                     if reached <= goal:
                         tail = v * ((rate + shift) / (rate - reached))
@@ -128,10 +126,6 @@ class WeightMaker:
                     past = reached
                 total += v
                 v = (image + shift * v) / (rate + shift)
-                if not shift and not v.any():
-                    return self._accept(total, rate)
-                if not np.isfinite(v.max()):
-                    return None
         return None
 
     def _perron(self, rate: float, bits: int) -> Weighted | None:
@@ -158,9 +152,9 @@ class WeightMaker:
         small = self._matrix.size <= _SOLVE_SIZE
         found = self._solved(rate, self._solver) if small else self._perron(rate, _MODEST)
         if found is None:
+            found = self._solved(rate, self._triangular) if self._upper == 0.0 else None
+        if found is None and self._upper > 0.0:
             found = self._closed(rate)
-        if found is None:
-            found = self._solved(rate, self._triangular)
         if found is None and not small and self._solver and self._solver.cost <= _SOLVE_COST:
             found = self._solved(rate, self._solver)
         return found if found is not None else self._perron(rate, _BITS)
@@ -180,11 +174,11 @@ class WeightMaker:
         if not np.isfinite(largest):
             return None
         ones = check_weights(self._matrix, np.ones(self._matrix.size))
-        upper = self._upper if self._upper > 0.0 else 1e-6 * largest
-        excess = 1e-3 * upper
+        upper = self._upper
+        excess = 1e-3 * upper if upper > 0.0 else 1e-6 * largest
         if upper < 1.0:
             excess = min(excess, 0.125 * (1.0 - upper))
-        while upper + excess < largest:
+        while 0.0 < upper + excess < largest:
             found = self.at(upper + excess)
             if found is not None:
                 return found

@@ -1,0 +1,80 @@
+"""Runs read back from disk, and drawn."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from torchloc.errors import InputError
+from torchloc.mdp.checks import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = dict[str, tuple[FloatArray, FloatArray]]
+"""Tag → (iterations, values), in order."""
+
+_RUNGS = (
+    ("coupled", "coupled $K^\\pi$", "#0b6e4f"),
+    ("exact", "exact $E^s + E^a\\Pi$", "#2a78b5"),
+    ("span", "span", "#8f6bb3"),
+    ("paper", "paper", "#c8553d"),
+)
+
+
+def read_run(folder: str | PathLike[str]) -> Series:
+    """All scalar series of a run folder, whole.
+
+    Raises:
+        InputError: The folder does not exist or holds no event file.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not list(Path(folder).glob("events.out.tfevents.*")):
+        raise InputError(f"{folder} holds no TensorBoard event file; is it a run folder?")
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    series = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        steps = np.array([point.step for point in points], dtype=np.float64)
+        series[tag] = (steps, np.array([point.value for point in points]))
+    return series
+
+
+def run_figure(series: Series) -> Figure:
+    """Reward, temperature and ρ of every rung against the iteration.
+
+    Args:
+        series: What `read_run` gave.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps, reward = series["reward/per_agent"]
+    left.plot(steps, reward, color="#0b6e4f", marker="o", markersize=3, label="reward per agent")
+    if "gap/joint_optimum" in series:
+        gap = series["gap/joint_optimum"][1]
+        scale = reward / series["reward/average"][1]
+        optimum = float((reward + gap * scale)[-1])
+        left.axhline(optimum, color="#444444", linewidth=1, linestyle="--", label="joint optimum")
+    left.set(xlabel="iteration", ylabel="reward per agent and step")
+    cooling = left.twinx()
+    cooling.plot(*series["schedule/temperature"], color="#c8a03d", linewidth=1, label="τ")
+    cooling.set(ylabel="temperature τ", yscale="log")
+    lines = [*left.get_lines(), *cooling.get_lines()]
+    left.legend(handles=lines, loc="center right", framealpha=0.9)
+    for rung, label, colour in _RUNGS:
+        if f"rho/{rung}" in series:
+            right.plot(*series[f"rho/{rung}"], color=colour, label=label, linewidth=1.6)
+    right.axhline(1.0, color="#444444", linewidth=1, linestyle="--")
+    right.text(steps[0], 0.93, "certified below 1", fontsize=8, verticalalignment="top")
+    right.set(xlabel="iteration", ylabel="certified bound on ρ", ylim=(0, None))
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.locator_params(axis="x", integer=True)
+    return figure
