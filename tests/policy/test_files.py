@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import struct
@@ -132,7 +133,7 @@ def test_a_file_is_json_and_numbers_only(
     spans = sorted(entry["data_offsets"] for entry in header.values())
     assert {entry["dtype"] for entry in header.values()} == {"F64", "I64"}
     assert spans[0][0] == 0 and spans[-1][1] == len(raw) - 8 - length
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a pickle was opened")
@@ -204,7 +205,7 @@ def test_flipped_bits_give_a_policy_or_one_clear_error(kind: str, tmp_path: Path
     raw = path.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
-    for place in rng.integers(0, len(raw), 800):
+    for place in rng.integers(0, len(raw), 150):
         broken = bytearray(raw)
         broken[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(broken)
@@ -213,7 +214,7 @@ def test_flipped_bits_give_a_policy_or_one_clear_error(kind: str, tmp_path: Path
         except tl.InputError as error:
             refused += 1
             assert str(path) in str(error)
-    assert refused > 200
+    assert refused > 30
 
 
 def _arrays(change: Callable[[dict[str, Tensor]], dict[str, Tensor | None]]) -> Callable:
@@ -260,15 +261,19 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no kind": (_about({"format": 1}), ["holds []", "kind"]),
     "unknown key": (_about({"format": 1, "kind": "tabular", "x": 1}), ["['kind', 'x']"]),
     "unknown kind": (_about({"format": 1, "kind": "cnn"}), ["kind of network is 'cnn'"]),
-    "another kind": (_about({"format": 1, "kind": "tabular"}, "linear"), ["0.table is missing"]),
+    "another kind": (
+        _about({"format": 1, "kind": "tabular"}, "linear"),
+        ["parameter 0.1.bias is (1, 1, 3)", "need absent"],
+    ),
     "activation": (_mlp(activation="sin"), ["activation is 'sin'", "relu, tanh"]),
     "no activation": (_mlp(activation=None), ["activation is None"]),
     "widths": (_mlp(hidden=[4, 3]), ["parameter 0.1.bias is (1, 1, 5)", "(1, 1, 4)"]),
-    "fewer layers": (_mlp(hidden=[5]), ["parameter 0.3.bias is (1, 1, 3)", "(1, 1, 3)"][:0]),
+    "fewer layers": (_mlp(hidden=[5]), ["parameter 0.5.bias is (1, 1, 3)", "need absent"]),
+    "more layers": (_mlp(hidden=[5, 3, 3]), ["parameter 0.7.bias is missing", "need (1, 1, 3)"]),
     "no widths": (_mlp(hidden=3), ["hidden is 3"]),
     "width 0": (_mlp(hidden=[5, 0]), ["layer 1 has width 0"]),
-    "width 1e12": (_mlp(hidden=[10**12, 3]), ["0.1.bias"]),
-    "width 1e30": (_mlp(hidden=[10**30, 3]), ["damaged"]),
+    "width 1e6": (_mlp(hidden=[10**6, 3]), ["parameter 0.1.bias is (1, 1, 5)", "(1, 1, 1000000)"]),
+    "width 1e30": (_mlp(hidden=[10**30, 3]), ["layer 0 has width 1000", "from 1 to 1048576"]),
     "no temperature": (_arrays(lambda a: {"temperature": None}), ["lacks", "temperature"]),
     "temperature 0": (
         _arrays(lambda a: {"temperature": _with(a["temperature"], 1, 0.0)}),
@@ -323,7 +328,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "other sizes": (
         _arrays(lambda a: {"state_sizes": _with(a["state_sizes"], 2, 5)}),
-        ["parameter 1.table is (1, 8, 2)", "(1, 10, 2)"],
+        ["parameter 1.table is (1, 12, 2)", "(1, 15, 2)"],
     ),
     "table missing": (
         _arrays(lambda a: {"networks.1.table": None}),
@@ -343,11 +348,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "nan logit": (
         _arrays(lambda a: {"networks.1.table": _with(a["networks.1.table"], (0, 3, 1), np.nan)}),
-        ["table of agent 0's group", "(0, 3, 1)", "nan"],
+        ["logits of agent 2: entry (0, 3, 1) is nan"],
     ),
     "all forbidden": (
         _arrays(lambda a: {"networks.1.table": _with(a["networks.1.table"], (0, 3), -np.inf)}),
-        ["table of agent 0's group", "(0, 3)", "forbids every action"],
+        ["logits of agent 2: row (0, 3)", "forbids every action"],
     ),
 }
 
@@ -362,9 +367,10 @@ def test_faults_name_the_file_and_what_is_wrong(case: str, tmp_path: Path) -> No
 
 def test_infinite_weights_are_refused(tmp_path: Path) -> None:
     policy = BUILD["linear"]()
-    next(policy.parameters()).data.view(-1)[0] = torch.inf
+    network = policy.networks[int(policy.group_of[2])]
+    network[-1].weight.data[int(policy.row_of[2]), 0, 1] = torch.inf
     policy.save(tmp_path / "p.safetensors")
-    _refused(tmp_path / "p.safetensors", "holds NaN or ∞", "group")
+    _refused(tmp_path / "p.safetensors", "weight of agent 2 holds NaN or ∞")
 
 
 # Writing --------------------------------------------------------------------------------------
@@ -398,7 +404,7 @@ def test_save_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
 
 def test_save_needs_a_folder_and_a_name(tmp_path: Path) -> None:
     policy = BUILD["tabular"]()
-    with pytest.raises(tl.InputError, match="there is no folder .*none; create it"):
+    with pytest.raises(tl.InputError, match=r"there is no folder .*none; create it"):
         policy.save(tmp_path / "none" / "p.safetensors")
     with pytest.raises(tl.InputError, match="it is a folder; give the name of a file"):
         policy.save(tmp_path)

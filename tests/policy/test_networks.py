@@ -140,9 +140,10 @@ def test_scaling_logits_scales_each_agent_by_its_own_factor(hidden: tuple | None
         ({"kind": "mlp", "activation": "elu"}, "activation is 'elu'; choose one of relu, tanh"),
         ({"kind": "mlp", "activation": ["relu"]}, r"activation is \['relu'\]; choose one of"),
         ({"kind": "mlp", "hidden": 32}, "hidden is 32; give a list of widths"),
-        ({"kind": "mlp", "hidden": (8, 0)}, "layer 1 has width 0; give whole numbers of at least"),
+        ({"kind": "mlp", "hidden": (8, 0)}, "layer 1 has width 0; give whole numbers from 1"),
         ({"kind": "mlp", "hidden": (2.5,)}, "layer 0 has width 2.5; give whole numbers"),
         ({"kind": "mlp", "hidden": (True,)}, "layer 0 has width True; give whole numbers"),
+        ({"kind": "mlp", "hidden": (2**20 + 1,)}, "width 1048577; .* from 1 to 1048576"),
         ({"kind": "mlp", "hidden": "32"}, "layer 0 has width '3'; give whole numbers"),
     ],
 )

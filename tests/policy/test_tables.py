@@ -244,7 +244,7 @@ ERRORS: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "width": (
         lambda: tl.SoftmaxPolicy.mlp(MDP, SCOPES, hidden=(0,)),
-        ["hidden: layer 0", "width 0", "at least 1"],
+        ["hidden: layer 0", "width 0", "from 1 to"],
     ),
     "activation": (
         lambda: tl.SoftmaxPolicy.mlp(MDP, SCOPES, activation="sigmoid"),

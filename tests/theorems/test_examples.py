@@ -21,6 +21,7 @@ from torchloc.environments import (
 )
 from torchloc.evaluation.planning import optimal_control
 from torchloc.sensitivity import RUNGS, action_sup
+from torchloc.spectral import SpectralBound
 
 Array = np.ndarray
 POLICY_RUNGS = RUNGS[1:]
@@ -35,7 +36,7 @@ def oscillation(values: torch.Tensor) -> Array:
     return np.array([float((values.amax(i) - values.amin(i)).max()) for i in range(values.ndim)])
 
 
-def encloses(bound: tl.SpectralBound, value: float, rounding: float = 1e-12) -> bool:
+def encloses(bound: SpectralBound, value: float, rounding: float = 1e-12) -> bool:
     """Whether a bracket holds a value known to `rounding`, and is as narrow as promised."""
     narrow = bound.upper - bound.lower <= GAP * max(bound.upper, 1e-12)
     return narrow and bound.lower - rounding <= value <= bound.upper + rounding

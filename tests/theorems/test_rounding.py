@@ -15,6 +15,7 @@ import reference as ref
 from twins import twin_model, twin_policy
 
 import torchloc as tl
+from torchloc.certificate import RungCertificate
 from torchloc.sensitivity import RUNGS
 
 Array = np.ndarray
@@ -146,7 +147,7 @@ def test_laws_that_round_to_the_same_numbers_still_differ(gap: float, level: flo
     check_rounding(*tiny_difference([1e8, -1e8], gap, level))
 
 
-def certified_tail(rung: tl.RungCertificate, kappa: int) -> Array:
+def certified_tail(rung: RungCertificate, kappa: int) -> Array:
     """(I − M)^{-1} M^{κ+1} b of the rung's own M and b, in 60 digits."""
     size = len(rung.reward_oscillation)
     step = mpmath.matrix(rung.operators[0].toarray().tolist())

@@ -19,32 +19,31 @@ every solve is checked by the two-sided bound min(r + T h − h) ≤ r̄ ≤ max
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from torchloc.closed_loop import PolicyTables, entropy_terms, local_classes, reward_terms
 from torchloc.errors import BudgetError, InputError, SolveError
 from torchloc.evaluation.operator import JointOperator, Plan
 from torchloc.evaluation.reachability import closed_classes
+from torchloc.evaluation.solver import PoissonSolver
+from torchloc.evaluation.space import check_budget, initial_law, joint_reward, on_axes
 from torchloc.mdp import FactoredMDP, RewardBatch
 from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
 
 Objective = Literal["reward", "entropy"]
 
-STATE_BUDGET = 2**22
 DENSE_STATES = 600
 """States up to which T is formed and factorised; beyond it, Krylov."""
 TABLE_BUDGET = 2**28
 """Bytes of a dense table that a caller asks for (transition matrix, joint advantage)."""
-_AXES = 50
 _REFINEMENTS = 12
 
 
@@ -241,11 +240,11 @@ class JointEvaluation:
         return len(found)
 
     @cached_property
-    def _solver(self) -> _Solver:
+    def _solver(self) -> PoissonSolver:
         if self.discount == 1.0:
             _ = self.n_closed_classes
         dense = self.transition_matrix if self.mdp.n_states <= DENSE_STATES else None
-        return _Solver(self._step, self.shape, self.discount, dense)
+        return PoissonSolver(self._step, self.shape, self.discount, dense)
 
     @cached_property
     def stationary(self) -> Tensor:
@@ -445,108 +444,3 @@ class JointEvaluation:
         order = [*scope, *unseen, *range(len(self.shape), values.ndim)]
         n_rows = int(np.prod([self.shape[i] for i in scope], dtype=np.int64))
         return values.permute(order).reshape(n_rows, -1, *tail)
-
-
-def on_axes(values: Tensor, axes: list[int], n_axes: int) -> Tensor:
-    """A table with leading axes `axes` on all `n_axes` axes, size 1 where not read; its further axes follow."""
-    order = sorted(range(len(axes)), key=axes.__getitem__)
-    shape = [1] * n_axes
-    for position in order:
-        shape[axes[position]] = values.shape[position]
-    rest = range(len(axes), values.ndim)
-    return values.permute([*order, *rest]).reshape([*shape, *values.shape[len(axes) :]])
-
-
-def joint_reward(mdp: FactoredMDP) -> Tensor:
-    """(*S or 1, *A or 1) float64 r(s, a), broadcastable to all joint states and actions."""
-    n, n_axes = mdp.n_coordinates, mdp.n_coordinates + mdp.n_agents
-    total = torch.zeros((1,) * n_axes, dtype=torch.float64)
-    for batch in mdp.rewards:
-        for row in range(len(batch)):
-            table = torch.tensor(batch.table[row if len(batch.table) > 1 else 0])
-            axes = [*batch.states[row].tolist(), *(n + batch.actions[row]).tolist()]
-            total = total + on_axes(table, axes, n_axes)
-    return total
-
-
-def initial_law(mdp: FactoredMDP) -> Tensor:
-    """(*S) float64 product law of the first state; uniform where the model names none."""
-    n = mdp.n_coordinates
-    law = torch.ones((1,) * n, dtype=torch.float64)
-    for i, size in enumerate(mdp.state_sizes.tolist()):
-        single = np.full(size, 1.0 / size) if mdp.initial is None else mdp.initial[i, :size]
-        law = law * on_axes(torch.tensor(single), [i], n)
-    return law
-
-
-def check_budget(mdp: FactoredMDP) -> None:
-    """Refuses models whose joint states cannot be enumerated.
-
-    Raises:
-        BudgetError: With the size, the bytes and the way out.
-    """
-    if mdp.n_states > STATE_BUDGET or mdp.n_coordinates > _AXES:
-        size = mdp.n_states
-        shown = str(size) if size < 10**12 else f"about 10^{len(str(size)) - 1}"
-        bytes_ = str(8 * size) if size < 10**12 else f"about 10^{len(str(8 * size)) - 1}"
-        raise BudgetError(
-            f"the joint engine enumerates all joint states, and this model has {shown} "
-            f"({bytes_} bytes a vector) over {mdp.n_coordinates} coordinates; the budget is "
-            f"{STATE_BUDGET} states and {_AXES} coordinates: use a smaller model, or an engine that "
-            f"works on balls of the dependency graph"
-        )
-
-
-class _Solver:
-    """(I − γT + 1νᵀ) and its transpose, the rank-one term only at γ = 1; ν uniform."""
-
-    def __init__(
-        self, step: JointOperator, shape: tuple[int, ...], discount: float, dense: Tensor | None
-    ) -> None:
-        self._step = step
-        self._shape = shape
-        self._discount = discount
-        self._rank_one = discount == 1.0
-        self._factors: tuple[Tensor, Tensor] | None = None
-        if dense is not None:
-            n = len(dense)
-            system = torch.eye(n, dtype=torch.float64) - discount * dense
-            if self._rank_one:
-                system = system + 1.0 / n
-            factors, pivots = torch.linalg.lu_factor(system)
-            self._factors = (factors, pivots)
-
-    def apply(self, values: Tensor) -> Tensor:
-        """(I − γT + 1νᵀ) h."""
-        result = values - self._discount * self._step(values)
-        return result + values.mean() if self._rank_one else result
-
-    def apply_adjoint(self, law: Tensor) -> Tensor:
-        """(I − γTᵀ + ν1ᵀ) d."""
-        result = law - self._discount * self._step.adjoint(law)
-        return result + law.mean() if self._rank_one else result
-
-    def solve(self, right: Tensor) -> Tensor:
-        """An approximate h with (I − γT + 1νᵀ) h = right; call again on the residual to refine."""
-        return self._solve(right, self.apply, adjoint=False)
-
-    def solve_adjoint(self, right: Tensor) -> Tensor:
-        """An approximate d with (I − γTᵀ + ν1ᵀ) d = right; call again on the residual to refine."""
-        return self._solve(right, self.apply_adjoint, adjoint=True)
-
-    def _solve(self, right: Tensor, apply: Callable[[Tensor], Tensor], *, adjoint: bool) -> Tensor:
-        if self._factors is not None:
-            column = right.reshape(-1, 1)
-            return torch.linalg.lu_solve(*self._factors, column, adjoint=adjoint).reshape(
-                self._shape
-            )
-        n = right.numel()
-
-        def matvec(vector: np.ndarray) -> np.ndarray:
-            return apply(torch.from_numpy(vector).reshape(self._shape)).reshape(-1).numpy()
-
-        operator = LinearOperator((n, n), matvec=matvec, dtype=np.float64)
-        solution, _ = gmres(
-            operator, right.reshape(-1).numpy(), rtol=1e-7, atol=0.0, restart=40, maxiter=5
-        )
-        return torch.from_numpy(solution).reshape(self._shape)

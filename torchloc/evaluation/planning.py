@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from torchloc.errors import BudgetError, InputError, SolveError
-from torchloc.evaluation.joint import check_budget, initial_law, joint_reward
 from torchloc.evaluation.operator import JointOperator, Plan
+from torchloc.evaluation.space import check_budget, initial_law, joint_reward
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
 

@@ -99,8 +99,9 @@ def block_record(
         before: Evaluation of the joint policy before.
         after: Evaluation after; only agent k differs.
         target: What the update was computed from.
-        old_logits, wanted_logits, new_logits: (R, A) logits of the baseline, of the prox step, and
-            realised.
+        old_logits: (R, A) logits of the baseline.
+        wanted_logits: (R, A) logits of the prox step.
+        new_logits: (R, A) logits realised.
         temperature: τ_k.
         prox: η.
         epsilon: ε_k ≥ 0 certified for the baseline; ∞ where nothing is.

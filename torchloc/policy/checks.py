@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -92,20 +92,29 @@ def as_table(value: ArrayLike | Tensor, field: str, group: AgentGroup) -> FloatA
     return table
 
 
-def check_logits(table: FloatArray, field: str) -> None:
-    """Refuses NaN, +∞ and scope states without an allowed action."""
-    bad = np.isnan(table) | (table == np.inf)
+def check_logits(tables: FloatArray, place: Callable[[int], str]) -> None:
+    """Refuses NaN, +∞ and scope states without an allowed action.
+
+    Args:
+        tables: (B, *S_scope, A) logits of agents of equal shape.
+        place: Says whose logits row b of the leading axis are.
+
+    Raises:
+        InputError: One of these.
+    """
+    bad = np.isnan(tables) | (tables == np.inf)
     if bad.any():
         index = first(bad)
         raise InputError(
-            f"{field}: entry {index} is {table[index]}; use finite numbers, or −∞ to forbid an "
-            f"action"
+            f"{place(index[0])}: entry {index[1:]} is {tables[index]}; use finite numbers, or −∞ to "
+            f"forbid an action"
         )
-    shut = np.asarray(np.isneginf(table).all(axis=-1))
+    shut = np.asarray(np.isneginf(tables).all(axis=-1))
     if shut.any():
+        index = first(shut)
         raise InputError(
-            f"{field}: row {first(shut)} is −∞ throughout, which forbids every action; leave at "
-            f"least one finite"
+            f"{place(index[0])}: row {index[1:]} is −∞ throughout, which forbids every action; "
+            f"leave at least one finite"
         )
 
 

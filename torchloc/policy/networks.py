@@ -19,6 +19,8 @@ from torchloc.errors import InputError
 from torchloc.policy.groups import AgentGroup
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+WIDEST = 2**20
+"""Units of a hidden layer at most: two such layers already have 2^40 weights an agent."""
 
 
 class OneHot(nn.Module):
@@ -104,10 +106,11 @@ def described(kind: str, *, hidden: Sequence[int] = (), activation: str = "relu"
     if not isinstance(hidden, Iterable):
         raise InputError(f"hidden is {hidden!r}; give a list of widths, one a layer")
     for layer, width in enumerate(hidden):
-        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+        whole = isinstance(width, Integral) and not isinstance(width, bool)
+        if not whole or not 1 <= width <= WIDEST:
             raise InputError(
-                f"hidden: layer {layer} has width {width!r}; give whole numbers of at least 1, or "
-                f"an empty list for a linear network"
+                f"hidden: layer {layer} has width {width!r}; give whole numbers from 1 to {WIDEST}, "
+                f"or an empty list for a linear network"
             )
     return {"kind": kind, "hidden": [int(width) for width in hidden], "activation": activation}
 

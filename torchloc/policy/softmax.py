@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import FloatArray, IntArray
+from torchloc.mdp.checks import FloatArray, IntArray, first
 from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
 
@@ -175,7 +175,7 @@ class SoftmaxPolicy(nn.Module):
         for agent in range(policy.n_agents):
             field = f"logits of agent {agent}"
             table = checks.as_table(tables[agent], field, policy.groups[policy.group_of[agent]])
-            checks.check_logits(table, field)
+            checks.check_logits(table[None], lambda _, field=field: field)
             policy._assign(agent, table)
         return policy
 
@@ -268,7 +268,8 @@ class SoftmaxPolicy(nn.Module):
             return cls._restored(description, arrays, parameters)
         # RuntimeError: sizes so large that torch cannot count the entries of the tensors.
         except (InputError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged or no torchloc policy: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{path} is damaged or no torchloc policy: {reason}") from error
 
     @classmethod
     def _restored(
@@ -306,12 +307,16 @@ class SoftmaxPolicy(nn.Module):
                 )
         policy.networks.load_state_dict(parameters, assign=True)
         for group, network in zip(policy.groups, policy.networks, strict=True):
+            agents = group.agents.tolist()
+            if isinstance(network, networks.Tabular):
+                tables = group.unflatten(network.table.detach().double()).numpy()
+                checks.check_logits(tables, lambda b, agents=agents: f"logits of agent {agents[b]}")
+                continue
             for name, value in network.named_parameters():
-                field = f"parameter {name} of agent {int(group.agents[0])}'s group"
-                if isinstance(network, networks.Tabular):
-                    checks.check_logits(value.detach().double().numpy(), field)
-                elif not bool(torch.isfinite(value).all()):
-                    raise InputError(f"{field} holds NaN or ∞; every entry must be finite")
+                broken = ~torch.isfinite(value.detach())
+                if bool(broken.any()):
+                    agent = agents[first(broken.numpy())[0]]
+                    raise InputError(f"parameter {name} of agent {agent} holds NaN or ∞")
         return policy
 
     # -- temperatures, logits, laws ----------------------------------------------------------------
