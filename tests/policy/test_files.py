@@ -301,10 +301,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "cut scopes": (_arrays(lambda a: {"scope_indptr": a["scope_indptr"][:-1].clone()}), ["indptr"]),
     "falling scopes": (_arrays(lambda a: {"scope_indptr": a["scope_indptr"].flip(0)}), ["indptr"]),
-    "no scopes": (_arrays(lambda a: {"scope_indptr": torch.zeros(0)}), ["indptr"]),
+    "no scopes": (_arrays(lambda a: {"scope_indptr": torch.zeros(0).long()}), ["indptr"]),
+    "coarse temperature": (
+        _arrays(lambda a: {"temperature": a["temperature"].bfloat16()}),
+        ["temperature is torch.bfloat16, not torch.float64"],
+    ),
     "fractional size": (
         _arrays(lambda a: {"state_sizes": a["state_sizes"] + 0.5}),
-        ["state_sizes", "2.5", "whole number"],
+        ["state_sizes is torch.float32, not torch.int64"],
     ),
     "empty space": (
         _arrays(lambda a: {"state_sizes": _with(a["state_sizes"], 1, 0)}),

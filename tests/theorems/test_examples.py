@@ -258,21 +258,36 @@ def test_coupled_and_exact_radii_are_not_monotone_in_temperature() -> None:
             assert (np.diff(curve) >= -GAP * np.array(curve[1:])).all()
 
 
-def test_supercritical_epidemic_and_magnet_of_section_3() -> None:
-    epidemic = sis(4, infection=(0.4, 0.1), recovery=(0.2, 0.5), outside=0.01)
-    policy = uniform(epidemic)
-    assert tl.certify(epidemic, policy)["coupled"].rho.upper == pytest.approx(1.135, abs=5e-4)
-    rate = second_eigenvalue(tl.JointEvaluation(epidemic, policy))
-    assert rate == pytest.approx(0.872, abs=5e-4)
-    magnet = ising(4, beta=0.6, field=1.0, cost=0.2, reward="up")
-    push = np.eye(2)[np.array([[1, 1], [1, 0]])]  # unless both neighbours are up
-    policy = tl.SoftmaxPolicy.from_probabilities(
-        magnet, [((j - 1) % 4, (j + 1) % 4) for j in range(4)], [push] * 4
-    )
-    joint = tl.JointEvaluation(magnet, policy)
-    assert joint.average_reward == pytest.approx(optimal_control(magnet).gain, abs=1e-8)
-    assert tl.certify(magnet, policy)["coupled"].rho.upper == pytest.approx(1.074, abs=5e-4)
-    assert second_eigenvalue(joint) == pytest.approx(0.607, abs=5e-4)
+@pytest.mark.parametrize(
+    ("family", "rates", "truth"),
+    [
+        ("epidemic", {1: 1.135, 2: 1.054, 3: 1.008, 4: 0.979, 8: 0.926}, 0.872),
+        ("magnet", {1: 1.074, 2: 0.858, 3: 0.773, 4: 0.730, 8: 0.666}, 0.607),
+    ],
+)
+def test_more_coupled_steps_approach_the_true_rate(
+    family: str, rates: dict[int, float], truth: float
+) -> None:
+    """Section 3: a supercritical epidemic left alone, and a magnet under its optimal policy."""
+    if family == "epidemic":
+        mdp = sis(4, infection=(0.4, 0.1), recovery=(0.2, 0.5), outside=0.01)
+        policy = uniform(mdp)
+    else:
+        mdp = ising(4, beta=0.6, field=1.0, cost=0.2, reward="up")
+        push = np.eye(2)[np.array([[1, 1], [1, 0]])]  # unless both neighbours are up
+        scopes = [((j - 1) % 4, (j + 1) % 4) for j in range(4)]
+        policy = tl.SoftmaxPolicy.from_probabilities(mdp, scopes, [push] * 4)
+    joint = tl.JointEvaluation(mdp, policy)
+    if family == "magnet":
+        optimum = optimal_control(mdp).gain
+        assert joint.average_reward == pytest.approx(optimum, abs=1e-8)
+    certificate = tl.certify(mdp, policy, rungs=("coupled",), steps=max(rates))
+    for steps, rate in rates.items():
+        rung = certificate["coupled" if steps == 1 else f"coupled_{steps}"]
+        assert rung.rate == pytest.approx(rate, abs=5e-4)
+        assert rung.certified == (rate < 1.0)
+        assert np.isfinite(rung.tail).all() == (rate < 1.0)
+    assert second_eigenvalue(joint) == pytest.approx(truth, abs=5e-4)
 
 
 # The worked example (section 3): 7 hops against 459 ----------------------------------------------

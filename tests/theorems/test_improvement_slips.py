@@ -245,7 +245,7 @@ def test_fit_error_of_the_entropy_objective_weighs_prox_and_temperature() -> Non
 @pytest.mark.parametrize("objective", ["reward", "entropy"])
 def test_fit_error_factor_is_attained_at_every_prox_weight(objective: str, prox: float) -> None:
     mdp, policy = bandit([0.0, 0.3], [0.5, 0.5], temperature=0.7)
-    _, _, record = step(mdp, policy, objective=objective, prox=prox, misfit=(0.5, 0.0))
+    _, _, record = step(mdp, policy, objective=objective, prox=prox, misfit=(0.0, 0.5))
     assert record.fit_error > 0.0
     assert record.balance == pytest.approx(record.realised, abs=1e-13)
     weight = prox / (prox + 0.7)

@@ -135,12 +135,15 @@ def test_powers_of_a_jordan_block_outgrow_every_multiple_of_its_radius() -> None
         reached.append(float(oscillation(values.reshape(2, 2))[1]))
         values = joint.transition_matrix @ values
     np.testing.assert_allclose(reached, np.arange(40) * 0.5 ** np.arange(40), rtol=1e-12)
-    # What holds: an explicit C with a λ above ρ, from a checked weight.
+    # What holds: an explicit C with a λ above ρ, from checked weights or from powers.
     weight, rate = bound.weights, bound.weighted_rate
     assert 0.5 < rate < 1.0
     assert (rung.operators[0] @ weight <= rate * weight).all()
-    constant = weight.max() / weight.min()
-    assert (norms <= constant * rate ** np.arange(120)).all()
+    pairs = [(weight.max() / weight.min(), rate)]
+    pairs += [(pair.constant, pair.rate) for pair in bound.candidates]
+    assert len(pairs) > 1
+    for constant, rate in pairs:
+        assert 0.5 < rate < 1.0 and (norms <= constant * rate ** np.arange(120)).all()
 
 
 # Theorem 7 --------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class RungCertificate:
     @cached_property
     def epsilon(self) -> FloatArray:
         """(K,) ε_k ≥ span over a_k of ĝ_k − g_k, uniformly in the state; ∞ where not certified."""
-        return self.epsilon_at(self.kappa)
+        return self._through_actions(self.tail)
 
     def tail_at(self, kappa: int) -> FloatArray:
         """(N,) the tail of another κ ≥ −1; κ = −1 bounds δ(h) itself.
@@ -124,8 +124,11 @@ class RungCertificate:
 
     def epsilon_at(self, kappa: int) -> FloatArray:
         """(K,) ε_k of another κ ≥ 0; 0·∞ counts as 0."""
+        return self._through_actions(self.tail_at(kappa))
+
+    def _through_actions(self, tail: FloatArray) -> FloatArray:
         longest = int(np.bincount(self.reach.indices, minlength=1).max())
-        return (self.reach.T @ self.tail_at(kappa)) * (1.0 + 2.0 * (longest + 2) * UNIT)
+        return (self.reach.T @ tail) * (1.0 + 2.0 * (longest + 2) * UNIT)
 
     def kappa_for(self, epsilon: float) -> float:
         """The smallest κ with ε_k ≤ epsilon for every agent; ∞ where none is known.
@@ -156,8 +159,11 @@ class RungCertificate:
 
     def _growth(self, terms: int) -> float:
         """Covers the rounding of sums of `terms` products of the operators."""
-        longest = max(int(np.diff(m.indptr).max(initial=0)) for m in self.operators)
-        return 1.0 + 2.0 * (terms + 4) * (longest + 2) * UNIT
+        return 1.0 + 2.0 * (terms + 4) * (self._longest + 2) * UNIT
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(int(np.diff(operator.indptr).max(initial=0)) for operator in self.operators)
 
     def _blocks(self) -> Iterator[list[FloatArray]]:
         """The terms M_m^q M_r b, r < m, for q = 0, 1, … without end."""

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _KEY = "torchloc_policy"
-_ARRAYS = ("scope_indptr", "scope_indices", "state_sizes", "action_sizes", "temperature")
+_ARRAYS = {
+    "scope_indptr": torch.int64,
+    "scope_indices": torch.int64,
+    "state_sizes": torch.int64,
+    "action_sizes": torch.int64,
+    "temperature": torch.float64,
+}
 _PREFIX = "networks."
 
 
@@ -131,6 +137,9 @@ def load(
     missing = [name for name in _ARRAYS if name not in named]
     if missing:
         raise InputError(f"{path} is damaged: it lacks the arrays {', '.join(missing)}")
+    for name, dtype in _ARRAYS.items():
+        if named[name].dtype != dtype:
+            raise InputError(f"{path} is damaged: {name} is {named[name].dtype}, not {dtype}")
     parameters = {
         name.removeprefix(_PREFIX): value
         for name, value in named.items()

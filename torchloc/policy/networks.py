@@ -55,6 +55,8 @@ class BatchedLinear(nn.Module):
         scale = 1.0 / math.sqrt(max(n_inputs, 1))
 
         def uniform(*shape: int) -> nn.Parameter:
+            if generator is None:
+                return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
             return nn.Parameter(
                 (2.0 * torch.rand(*shape, generator=generator, dtype=dtype) - 1.0) * scale
             )
@@ -128,7 +130,8 @@ def built(
         description: From `described`.
         group: Its agents.
         dtype: Of the parameters.
-        generator: Source of the initial parameters; None on the meta device, where none are drawn.
+        generator: Source of the initial parameters; None gives parameters without numbers (on the
+            meta device), to be replaced.
         scale: Standard deviation of tabular logits; 0 gives the uniform policy.
 
     Raises:
@@ -145,6 +148,8 @@ def tabular(
     """Normal logits of standard deviation `scale`; 0 gives the uniform policy."""
     group.check_enumerable()
     shape = (len(group), group.n_rows, group.n_actions)
+    if generator is None:
+        return Tabular(group.sizes, torch.empty(shape, dtype=dtype, device="meta"))
     return Tabular(group.sizes, scale * torch.randn(shape, generator=generator, dtype=dtype))
 
 

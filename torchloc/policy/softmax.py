@@ -284,16 +284,11 @@ class SoftmaxPolicy(nn.Module):
                 f"is needed"
             )
         description = networks.described(**spec)
-
-        def build(group: AgentGroup) -> nn.Module:
-            with torch.device("meta"):
-                return networks.built(description, group, dtype, None)
-
         policy = cls(
             Scopes(arrays["scope_indptr"].numpy(), arrays["scope_indices"].numpy()),
             arrays["state_sizes"].numpy(),
             arrays["action_sizes"].numpy(),
-            build,
+            lambda group: networks.built(description, group, dtype, None),
             description,
             arrays["temperature"].numpy(),
         )
