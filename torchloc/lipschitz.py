@@ -68,13 +68,15 @@ def scope_matrix(policy: SoftmaxPolicy, entries: list[Tensor]) -> sp.csr_array:
 
     Zeros are dropped.
     """
-    rows, columns, values = [], [], []
-    for group, entry in zip(policy.groups, entries, strict=True):
-        rows.append(np.repeat(group.agents, len(group.sizes)))
-        columns.append(group.scope.reshape(-1))
-        values.append(entry.reshape(-1).numpy())
+    agents = [np.repeat(group.agents, len(group.sizes)) for group in policy.groups]
+    columns = [group.scope.reshape(-1) for group in policy.groups]
+    values = [entry.reshape(-1).numpy() for entry in entries]
+    none = np.zeros(0, dtype=np.int64)
     matrix = sp.csr_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
+        (
+            np.concatenate([none.astype(np.float64), *values]),
+            (np.concatenate([none, *agents]), np.concatenate([none, *columns])),
+        ),
         shape=(policy.n_agents, len(policy.state_sizes)),
     )
     matrix.eliminate_zeros()

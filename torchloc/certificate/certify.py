@@ -130,13 +130,17 @@ def certify(
             operator = outward(discount * moved.T, 4)
         else:
             operator = _discounted(matrix, discount)
-        result[rung] = RungCertificate(rung, matrix, (operator,), b, reach, int(kappa))
+        plain = dynamics == "synchronous" and discount == 1.0
+        result[rung] = RungCertificate(rung, matrix, (operator,), b, reach, int(kappa), plain)
     if steps > 1:
         powers = ladder.several_steps(steps)
         operators = tuple(_discounted(m, discount**q) for q, m in enumerate(powers, start=1))
         for m in range(2, steps + 1):
             name = f"coupled_{m}"
-            result[name] = RungCertificate(name, powers[m - 1], operators[:m], b, reach, int(kappa))
+            plain = discount == 1.0
+            result[name] = RungCertificate(
+                name, powers[m - 1], operators[:m], b, reach, int(kappa), plain
+            )
     return Certificate(
         result,
         environment,

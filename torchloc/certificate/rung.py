@@ -31,6 +31,7 @@ class RungCertificate:
         reward_oscillation: (N,) b ≥ δ(r^π).
         reach: (N, K) CSR γ ν_j E^a[j, k], rounded up: what turns a tail into ε.
         kappa: κ of `delta_hat`, `tail` and `epsilon`.
+        plain: Whether the last operator is `matrix` transposed, so that both have one ρ.
     """
 
     rung: str
@@ -39,6 +40,7 @@ class RungCertificate:
     reward_oscillation: FloatArray
     reach: sp.csr_array
     kappa: int
+    plain: bool
 
     @property
     def steps(self) -> int:
@@ -48,7 +50,7 @@ class RungCertificate:
     @cached_property
     def rho(self) -> SpectralBound:
         """lower ≤ ρ(H) ≤ upper, checked; ρ(K^(m)) for m steps."""
-        return spectral_radius(self.matrix)
+        return self.contraction if self.plain else spectral_radius(self.matrix)
 
     @cached_property
     def contraction(self) -> SpectralBound:
@@ -121,6 +123,23 @@ class RungCertificate:
             for term in terms[max(kappa + 1 - start, 0) :]:
                 total = total + term
         raise AssertionError("unreachable")  # pragma: no cover - the generator is endless
+
+    @property
+    def bias(self) -> float:
+        """sup |ĥ_κ − h| ≤ ‖tail‖₁ for both centred by d·h = 0, and half of it up to the best constant."""
+        return float(self.tail.sum()) * (1.0 + 2.0 * len(self.tail) * UNIT)
+
+    def uniform_tail_at(self, kappa: int) -> float:
+        """The paper's own form C λ^{κ+1} ‖b‖_∞ / (1 − λ) ≥ max tail (Theorem 7), the best (C, λ) known; ∞ if none.
+
+        Never sharper than `tail_at` by more than what closes the sum there, and it carries no factor n;
+        Theorem 14 as printed multiplies it by n.
+        """
+        largest = float(self.reward_oscillation.max(initial=0.0))
+        if self.steps > 1 or not self.certified:
+            return math.inf
+        tails = [pair.tail(kappa) for pair in self.contraction.candidates]
+        return min(tails, default=math.inf) * largest * (1.0 + 4.0 * UNIT)
 
     def epsilon_at(self, kappa: int) -> FloatArray:
         """(K,) ε_k of another κ ≥ 0; 0·∞ counts as 0."""

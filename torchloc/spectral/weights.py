@@ -182,5 +182,5 @@ class WeightMaker:
             found = self.at(upper + excess)
             if found is not None:
                 return found
-            excess *= 4.0
+            excess = max(4.0 * excess, np.finfo(np.float64).tiny)
         return ones
