@@ -170,6 +170,8 @@ def _search(taken: Checked, tolerance: float, limits: SpectralBudget) -> Bracket
     near = csr.copy()
     near.data = np.ldexp(csr.data, -power)
     found = search(near, taken.terms, tolerance=tolerance, budget=limits)
+    if found.upper == 0.0:
+        return found
     with np.errstate(over="ignore", under="ignore"):
         lower = math.nextafter(float(np.ldexp(found.lower, power)), -math.inf)
         upper = math.nextafter(float(np.ldexp(found.upper, power)), math.inf)

@@ -238,12 +238,12 @@ class _Search:
             if upper - below <= 0.25 * self.tolerance * upper:
                 below = self.lower
             shrunk = np.log(before / upper) / np.log(before / below) if below > 0.0 else 0.0
-            slow = 0 if grew and shrunk >= 0.5 else slow + 1
+            slow = 0 if shrunk >= 0.5 or trial < before else slow + 1
             if slow >= 2 and not balanced:
                 self.balance()
                 balanced = True
             trial = self.upper * (1.0 + nudge)
-            if slow >= 2 or (not grew and nudge == 1e-15):
+            if slow >= 2:
                 middle = np.sqrt(below) * np.sqrt(upper) if below > 0.0 else 1e-3 * upper
                 trial, slow = min(middle, self.upper * (1.0 - self.tolerance / 4)), 0
         self.why = f"{self.budget.factorisations} factorisations did not close the gap"
