@@ -14,6 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc import __main__, cli
+from torchloc.cli import training
 from torchloc.errors import BudgetError, InputError, SolveError
 
 Train = Callable[..., int]
@@ -40,7 +41,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """Puts a recorder in the place of the job; what Hydra does around it stays real."""
     seen: list[DictConfig] = []
-    monkeypatch.setattr(cli, "run_job", lambda cfg, model=None: seen.append(cfg))
+    monkeypatch.setattr(training, "run_job", lambda cfg, model=None: seen.append(cfg))
     return seen
 
 
@@ -48,7 +49,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def job(cfg: DictConfig, model: Any = None) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run_job", job)
+    monkeypatch.setattr(training, "run_job", job)
 
 
 def console(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -147,7 +148,7 @@ def test_signals_reach_the_run_as_an_interrupt_and_set_the_exit_code(
             saved.append(True)
             raise
 
-    monkeypatch.setattr(cli, "run_job", job)
+    monkeypatch.setattr(training, "run_job", job)
     before = signal.getsignal(signal.SIGTERM)
     assert train() == code
     assert saved == [True] and signal.getsignal(signal.SIGTERM) is before
@@ -179,7 +180,7 @@ def test_the_model_is_built_once_and_handed_to_the_job(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = []
-    monkeypatch.setattr(cli, "run_job", lambda cfg, model=None: models.append(model))
+    monkeypatch.setattr(training, "run_job", lambda cfg, model=None: models.append(model))
     assert train("env.n=3") == 0
     mdp, scopes = models[0]
     assert mdp.n_coordinates == 3 and list(scopes) == [(0, 2), (0, 1), (1, 2)]
@@ -217,7 +218,7 @@ def test_a_job_of_a_sweep_raises_and_the_others_run(
         if cfg.seed == 1:
             raise SolveError("no solution at seed 1")
 
-    monkeypatch.setattr(cli, "run_job", job)
+    monkeypatch.setattr(training, "run_job", job)
     assert train("-m", "seed=0,1,2") == cli.FAILED
     assert seen == [0, 1, 2]
     assert "no solution at seed 1" in capsys.readouterr().err

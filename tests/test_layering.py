@@ -33,6 +33,7 @@ ROOMS = (
     "checkpoint",
     "measures",
     "trainer",
+    "figures",
     "callbacks",
     "interop",
     "estimation",

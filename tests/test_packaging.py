@@ -82,7 +82,7 @@ def test_the_sdist_holds_what_its_tests_need(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "LICENSE", "Makefile", "constraints.txt", "conf/config.yaml"}
-    assert wanted | {"tests/test_packaging.py", "torchloc/cli.py"} <= names
+    assert wanted | {"tests/test_packaging.py", "torchloc/cli/__init__.py"} <= names
 
 
 def test_the_wheel_runs_from_any_folder(environment: Path, tmp_path: Path) -> None:

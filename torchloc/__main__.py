@@ -6,7 +6,7 @@ import sys
 
 from torchloc import cli
 
-COMMANDS = {"train": cli.train}
+COMMANDS = {"certify": cli.certify, "train": cli.train}
 
 
 def main() -> None:

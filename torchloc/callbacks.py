@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,15 +16,11 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from torchloc import checkpoint
+from torchloc.errors import InputError
+from torchloc.figures import heat_map
 from torchloc.lipschitz import logit_lipschitz
 from torchloc.sensitivity import policy_sensitivity
 from torchloc.trainer import Callback, Trainer, TrainState
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LARGEST_MAP = 256
-"""Rows of the largest matrix that is drawn cell by cell; larger ones are averaged into blocks."""
 
 
 class TensorBoard(Callback):
@@ -33,6 +30,9 @@ class TensorBoard(Callback):
         folder: Where event files go.
         heat_maps_every: Iterations between heat maps; 0: only after the last one.
         configuration: Shown as text.
+
+    Raises:
+        InputError: `heat_maps_every` is negative.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class TensorBoard(Callback):
         heat_maps_every: int = 4,
         configuration: str = "",
     ) -> None:
+        if heat_maps_every < 0:
+            raise InputError(f"heat_maps_every is {heat_maps_every}; it must be ≥ 0")
         self.folder = Path(folder)
         self.heat_maps_every = heat_maps_every
         self.configuration = configuration
@@ -82,46 +84,6 @@ def matrices(state: TrainState) -> dict[str, Any]:
     }
 
 
-_AXES = {
-    "H": ("cause: coordinate i", "influenced: coordinate j"),
-    "Pi": ("cause: coordinate i", "agent k"),
-    "L": ("cause: coordinate i", "agent k"),
-}
-
-
-def heat_map(matrix: Any, name: str) -> Figure:
-    """A matrix as a picture; above `LARGEST_MAP` rows or columns, block maxima.
-
-    Args:
-        matrix: (rows, columns) sparse.
-        name: `H_…`, `Pi_…` or `L`: says what the axes are.
-    """
-    from matplotlib.figure import Figure
-
-    dense = coarse(matrix)
-    shown = np.where(np.isfinite(dense), dense, np.nan)
-    figure = Figure(figsize=(4.6, 4.0))
-    axes = figure.add_axes((0.14, 0.13, 0.8, 0.77))
-    image = axes.imshow(shown, cmap="viridis", vmin=0.0, interpolation="nearest", aspect="auto")
-    figure.colorbar(image, ax=axes)
-    across, down = _AXES[name.split("_")[0]]
-    axes.set(xlabel=across, ylabel=down, title=name.replace("_", " "))
-    if dense.shape != matrix.shape:
-        axes.set_title(f"{name.replace('_', ' ')} (block maxima of {matrix.shape[0]} rows)")
-    axes.locator_params(integer=True)
-    return figure
-
-
-def coarse(matrix: Any) -> np.ndarray:
-    """A sparse matrix as a dense one of at most `LARGEST_MAP` rows and columns, by block maxima."""
-    coo = matrix.tocoo()
-    steps = [-(-size // LARGEST_MAP) for size in matrix.shape]
-    shape = [max(-(-size // step), 1) for size, step in zip(matrix.shape, steps, strict=True)]
-    dense = np.zeros(shape)
-    np.maximum.at(dense, (coo.coords[0] // steps[0], coo.coords[1] // steps[1]), coo.data)
-    return dense
-
-
 class Checkpoint(Callback):
     """Saves every `every` iterations (0: never before the end) and at the end, also when interrupted.
 
@@ -130,6 +92,9 @@ class Checkpoint(Callback):
         every: Iterations between checkpoints.
         keep: How many of the newest stay.
         configuration: Stored in every checkpoint.
+
+    Raises:
+        InputError: `every` is negative, or `keep` below 1.
     """
 
     def __init__(
@@ -140,6 +105,8 @@ class Checkpoint(Callback):
         keep: int = 2,
         configuration: str = "",
     ) -> None:
+        if every < 0 or keep < 1:
+            raise InputError(f"every is {every} and keep {keep}; they must be ≥ 0 and ≥ 1")
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
@@ -206,9 +173,9 @@ class ProgressBar(Callback):
             for table in closing_tables(trainer, state):
                 self._console.print(table)
         if self.folder is not None:
-            self._console.print(
-                f"tensorboard --logdir {self.folder}", soft_wrap=True, highlight=False
-            )
+            # `out` takes no brackets or colons of a folder's name for markup, and wraps no line.
+            command = f"tensorboard --logdir {shlex.quote(str(self.folder))}"
+            self._console.out(command, highlight=False)
 
 
 def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:

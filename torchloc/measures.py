@@ -43,9 +43,12 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
         "schedule/temperature": float(tau.mean()),
         "schedule/kappa": float(trainer.evaluation.kappa),
     }
-    gain = joint.reward_rate if joint.discount == 1.0 else joint.reward_rate / (1 - joint.discount)
+    horizon = 1.0 if joint.discount == 1.0 else 1.0 / (1.0 - joint.discount)
+    gain = joint.reward_rate * horizon
     if state.optimum is not None:
-        numbers["gap/joint_optimum"] = state.optimum.gain - gain
+        gap = state.optimum.gain - gain
+        numbers["gap/joint_optimum"] = gap
+        numbers["gap/per_agent_and_step"] = gap / horizon / trainer.mdp.n_agents
     if state.local_optimum is not None:
         numbers["gap/deterministic_local"] = state.local_optimum.gain - gain
     numbers |= _locality(certificate)

@@ -50,17 +50,20 @@ def run_figure(series: Series) -> Figure:
 
     Args:
         series: What `read_run` gave.
+
+    Raises:
+        InputError: The series hold no iteration of a run.
     """
     from matplotlib.figure import Figure
 
+    if "reward/per_agent" not in series:
+        raise InputError("the series hold no reward/per_agent; did the run end an iteration?")
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps, reward = series["reward/per_agent"]
     left.plot(steps, reward, color="#0b6e4f", marker="o", markersize=3, label="reward per agent")
-    if "gap/joint_optimum" in series:
-        gap = series["gap/joint_optimum"][1]
-        scale = reward / series["reward/average"][1]
-        optimum = float((reward + gap * scale)[-1])
+    if "gap/per_agent_and_step" in series:
+        optimum = float((reward + series["gap/per_agent_and_step"][1])[-1])
         left.axhline(optimum, color="#444444", linewidth=1, linestyle="--", label="joint optimum")
     left.set(xlabel="iteration", ylabel="reward per agent and step")
     cooling = left.twinx()

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from torchloc.certificate import Certificate, Environment, certify
 from torchloc.checkpoint import Snapshot
-from torchloc.errors import BudgetError, InputError
+from torchloc.errors import BudgetError, InputError, SolveError
 from torchloc.evaluation.joint import JointEvaluation
 from torchloc.evaluation.planning import (
     LocalOptimum,
@@ -65,19 +66,20 @@ class Evaluation:
             raise InputError(f"tolerance is {self.tolerance}; it must be > 0")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class TrainState:
-    """A run between two iterations.
+    """A run between two iterations; every iteration makes a new one, when it is whole.
 
     Attributes:
-        policy: The live policy.
+        policy: The live policy; where a sweep was broken off, only `snapshot` is whole.
         joint: Its exact evaluation.
         certificate: Its certificate; None before the first iteration.
         iteration: Iterations done.
         records: The ledger of the last sweep, a record a block; empty for `jacobi`.
         metrics: Tag → value of the last iteration: everything that is logged.
         snapshot: What a checkpoint of the last whole iteration holds.
-        optimum, local_optimum: The two optima of a small model; None where planning does not fit.
+        optimum, local_optimum: The two optima of a small model; None where planning does not fit,
+            or finds none (an optimum that depends on the start).
     """
 
     policy: SoftmaxPolicy
@@ -155,6 +157,8 @@ class Trainer:
             raise InputError(f"iterations is {iterations}; it must be ≥ 1")
         if hold not in ("logits", "policy"):
             raise InputError(f"hold is {hold!r}; choose logits or policy")
+        if not mdp.n_agents:
+            raise InputError("the model has no agents, so there is no policy to train")
         self.mdp = mdp
         self.schedule = schedule
         self.improvement = improvement or Improvement()
@@ -180,12 +184,11 @@ class Trainer:
         Raises:
             SolveError: A solve failed, or a guarantee was above the gain it bounds.
         """
-        state = self.state
         error: BaseException | None = None
         try:
             self._plan_references()
             self._tell("on_run_start")
-            while state.iteration < self.iterations:
+            while self.state.iteration < self.iterations:
                 self._tell("on_iteration_start")
                 self._iterate()
                 self._tell("on_iteration_end")
@@ -193,9 +196,11 @@ class Trainer:
             error = caught
             raise
         finally:
-            for callback in self.callbacks:
-                callback.on_run_end(self, state, error)
-        return state
+            # Every callback hears of the end, also where one before it fails there.
+            with ExitStack() as ends:
+                for callback in reversed(self.callbacks):
+                    ends.callback(callback.on_run_end, self, self.state, error)
+        return self.state
 
     def _iterate(self) -> None:
         state, policy, kappa = self.state, self.state.policy, self.evaluation.kappa
@@ -214,16 +219,15 @@ class Trainer:
         gained = joint.value - cooled
         clock.lap("improvement")
 
-        state.certificate = self.certify(policy)
-        state.joint, state.records = joint, records
-        state.metrics = measure(self, state)
+        done = replace(state, joint=joint, records=records, certificate=self.certify(policy))
+        metrics = measure(self, done)
         clock.lap("certificate")
 
-        state.metrics["effect/temperature"] = cooled - start
-        state.metrics["effect/updates"] = gained
-        state.metrics.update(clock.laps)
-        state.iteration += 1
-        state.snapshot = Snapshot.take(state.iteration, policy, self.generator)
+        metrics |= {"effect/temperature": cooled - start, "effect/updates": gained, **clock.laps}
+        iteration = state.iteration + 1
+        snapshot = Snapshot.take(iteration, policy, self.generator)
+        # One assignment: an interrupt finds all of an iteration, or nothing of it.
+        self.state = replace(done, metrics=metrics, iteration=iteration, snapshot=snapshot)
 
     def temperature(self, iteration: int) -> float:
         """τ of an iteration, from 0."""
@@ -250,14 +254,14 @@ class Trainer:
         discount = self.evaluation.discount
         if self.mdp.n_states * self.mdp.n_joint_actions > REFERENCE_PAIRS:
             return
-        self.state.optimum = optimal_control(self.mdp, discount=discount)
+        # A policy can have an average reward where the best one depends on the start.
+        with suppress(SolveError):
+            optimum = optimal_control(self.mdp, discount=discount)
+            self.state = replace(self.state, optimum=optimum)
         if discount == 1.0:
-            try:
-                self.state.local_optimum = best_deterministic_local(
-                    self.mdp, self.state.policy.scopes
-                )
-            except BudgetError:
-                self.state.local_optimum = None
+            with suppress(BudgetError, SolveError):
+                best = best_deterministic_local(self.mdp, self.state.policy.scopes)
+                self.state = replace(self.state, local_optimum=best)
 
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:

@@ -11,7 +11,6 @@ from twins import draw, twin_model, twin_policy
 import torchloc as tl
 from torchloc.evaluation import joint as room
 from torchloc.evaluation.joint import JointEvaluation
-from torchloc.evaluation.operator import JointOperator, Plan
 
 # The oracle solves dense systems; with 5 % mixing their condition is below 1e4, times 1e-16.
 ATOL = 1e-10
@@ -137,7 +136,7 @@ def test_copying_pair_has_three_closed_classes_and_names_a_state_of_each() -> No
     mdp = tl.FactoredMDP([2, 2], [], swap, [tl.LocalReward((0,), (), [0.0, 1.0])])
     policy = tl.SoftmaxPolicy.tabular(mdp, [])
     with pytest.raises(tl.SolveError, match=r"3 closed classes .*\(0, 0\).*\(0, 1\).*\(1, 1\)"):
-        JointEvaluation(mdp, policy).stationary
+        _ = JointEvaluation(mdp, policy).stationary
     discounted = JointEvaluation(mdp, policy, discount=0.5)
     assert abs(float(discounted.stationary.sum()) - 1.0) < 1e-14
 
@@ -187,16 +186,3 @@ def test_evaluation_ignores_later_changes_of_the_policy() -> None:
         parameter.data.add_(torch.rand_like(parameter))
     expected = ref.chain(model, policy, policy.temperature).average
     assert abs(joint.average_reward - expected) < ATOL
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_operator_and_its_adjoint_agree(seed: int) -> None:
-    model, policy, mdp, twin = draw(seed, n_coordinates=(2, 4))
-    plan = Plan(mdp, list(twin.scopes))
-    operator = JointOperator(plan, mdp, twin.probabilities)
-    rng = np.random.default_rng(seed)
-    shape = (*model.state_sizes, 2)
-    f, d = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
-    torch.testing.assert_close(
-        (operator(f) * d).sum(), (f * operator.adjoint(d)).sum(), rtol=1e-12, atol=1e-12
-    )

@@ -1,17 +1,18 @@
 """Why a policy is not certified: what is critical, and what would mend it.
 
-The numbers of a certificate are proved; those of a diagnosis explain. They come from approximate Perron vectors (left v,
-right u) of the critical component, and say so: first-order changes of ρ,
+The numbers of a certificate are proved; those of a diagnosis explain. They come from approximate
+Perron vectors (left v, right u) of the critical component, and say so: first-order changes of ρ,
 
     ∂ρ / ∂H[j, i] = v_j u_i / (v·u),      ∂ρ / ∂Π[k, i] = Σ_j v_j E^a[j, k] u_i / (v·u),
 
-and the cycle of largest geometric mean weight, a lower bound of ρ (Karp 1978). Temperatures that certify are checked one
-by one, so those are proved again.
+and the cycle of largest geometric mean weight, a lower bound of ρ (Karp 1978). Temperatures that
+certify are checked one by one, so those are proved again.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ def heaviest_cycle(
     for at, node in enumerate(walk):
         if node in seen:
             loop = walk[seen[node] : at + 1]
-            edges = list(zip(loop, loop[1:], strict=False))
+            edges = list(itertools.pairwise(loop))
             dense = {(t, h): w for h, t, w in zip(heads, tails, weights, strict=True)}
             mean = math.fsum(dense[edge] for edge in edges) / len(edges)
             return [(int(kept[i]), int(kept[j])) for i, j in edges], math.exp(mean)

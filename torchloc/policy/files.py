@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -146,3 +149,46 @@ def load(
         if name.startswith(_PREFIX)
     }
     return spec, {name: named[name] for name in _ARRAYS}, parameters
+
+
+def load_tables(
+    path: str | PathLike[str], n_agents: int
+) -> tuple[list[np.ndarray], str, list[np.ndarray], np.ndarray]:
+    """(scopes, `probabilities` or `logits`, tables, temperature) of a `.npz` file of tables.
+
+    Raises:
+        InputError: The file is missing or damaged, holds both kinds or none, or lacks an agent's array.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} is one array; a .npz file of tables is needed")
+            kinds = [kind for kind in ("probabilities", "logits") if f"{kind}_0" in file]
+            if n_agents and len(kinds) != 1:
+                raise InputError(
+                    f"{path} holds {' and '.join(f'{kind}_0' for kind in kinds) or 'no table'}; give "
+                    f"scope_k with either probabilities_k or logits_k for every agent k from 0"
+                )
+            for k in range(n_agents):
+                for name in (f"scope_{k}", f"{kinds[0]}_{k}"):
+                    if name not in file:
+                        raise InputError(
+                            f"{path} has no array {name}; the model has {n_agents} agents, and each "
+                            f"needs scope_k and {kinds[0]}_k"
+                        )
+            if f"scope_{n_agents}" in file:
+                raise InputError(
+                    f"{path} has an array scope_{n_agents}, but the model has {n_agents} agents"
+                )
+            scopes = [file[f"scope_{k}"] for k in range(n_agents)]
+            tables = [file[f"{kinds[0]}_{k}"] for k in range(n_agents)]
+            temperature = file["temperature"] if "temperature" in file else np.float64(1.0)
+            return scopes, kinds[0] if kinds else "logits", tables, np.asarray(temperature)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise InputError(f"{path} is damaged or no .npz file: {error}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged or no .npz file: {error}") from error

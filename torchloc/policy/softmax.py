@@ -314,6 +314,40 @@ class SoftmaxPolicy(nn.Module):
                     raise InputError(f"parameter {name} of agent {agent} holds NaN or ∞")
         return policy
 
+    def check(self, mdp: FactoredMDP) -> None:
+        """Refuses a policy that was made for another model.
+
+        Raises:
+            InputError: Number of agents, scopes, or sizes differ.
+        """
+        self.scopes.check(mdp)
+        for kind, mine, theirs in (
+            ("coordinate", self.state_sizes, mdp.state_sizes),
+            ("agent", self.action_sizes, mdp.action_sizes),
+        ):
+            if not np.array_equal(mine, theirs):
+                same = min(len(mine), len(theirs))
+                differ = np.flatnonzero(mine[:same] != theirs[:same])
+                where = int(differ[0]) if len(differ) else same
+                raise InputError(
+                    f"the policy was made for {len(mine)} {kind}s and the model has {len(theirs)}, or their sizes "
+                    f"differ: the first difference is at {kind} {where}; use the policy's own model"
+                )
+
+    @classmethod
+    def from_tables(cls, mdp: FactoredMDP, path: str | PathLike[str]) -> SoftmaxPolicy:
+        """A tabular policy from a `.npz` file of tables, such as another trainer can write.
+
+        For each agent k the file holds `scope_k` (m,) coordinates and `probabilities_k` or `logits_k`
+        (*S[scope_k], A_k); optionally `temperature`, one number or (K,), for logits.
+
+        Raises:
+            InputError: The file is missing or damaged, an array is missing, or a table does not fit.
+        """
+        scopes, kind, tables, temperature = files.load_tables(path, mdp.n_agents)
+        make = cls.from_probabilities if kind == "probabilities" else cls.from_logits
+        return make(mdp, scopes, tables, temperature=temperature)
+
     # -- temperatures, logits, laws ----------------------------------------------------------------
 
     @property

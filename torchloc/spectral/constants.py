@@ -21,7 +21,7 @@ from torchloc.errors import InputError
 from torchloc.spectral.matrices import UNIT, Checked, Floats
 
 _SHRINK = 0.02
-_LEAST_STEPS, _MOST_STEPS = 32, 2048
+_LEAST_STEPS, _MOST_STEPS = 32, 512
 _MESH = np.array([0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
 _MESH = np.append(_MESH, 1.0 - 2.0 ** -np.arange(6.0, 12.0))
 _NILPOTENT = -np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0])

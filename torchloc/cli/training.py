@@ -1,8 +1,7 @@
-"""The command line: `torchloc-train` is a Hydra application.
+"""`torchloc-train`: a Hydra application.
 
 The configuration is composed and checked before Hydra makes a run folder and before torch is
-imported. Exit codes, set only in the outermost function: 0 done, 1 the run failed, 2 bad input,
-130 Ctrl-C, 143 SIGTERM. A job of a sweep raises and never exits.
+imported. A job of a sweep raises and never exits.
 """
 
 from __future__ import annotations
@@ -10,49 +9,23 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc import config
+from torchloc.cli.building import build, build_model
+from torchloc.cli.outcome import refuse
 from torchloc.errors import InputError, SolveError
 
 if TYPE_CHECKING:
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be, so that a run saves itself in the same way."""
-
-
-def train() -> None:
-    """The console command `torchloc-train`."""
-    sys.exit(_exit_code("torchloc-train", _train))
-
-
-def build_model(cfg: DictConfig) -> tuple[FactoredMDP, Scopes]:
-    """The model of a configuration and what its agents see. Imports no torch.
-
-    Raises:
-        InputError: The environment or the scopes cannot be built as described.
-    """
-    mdp = build(cfg.env)
-    return mdp, build(cfg.scopes)(mdp)
 
 
 def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) -> None:
@@ -104,32 +77,16 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     ).run()
 
 
-def build(node: Any) -> Any:
-    """What a configuration node describes; errors of the user's input come out bare.
+def run() -> None:
+    """Trains as the command line says.
 
     Raises:
-        InputError: The target does not exist, or it refused its arguments.
+        InputError: The command line, the configuration or the model is at fault.
+        SolveError: A run failed.
     """
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError | SolveError):
-            raise error.__cause__ from None
-        if str(error).startswith("Error locating target") or _is_misfit(error.__cause__):
-            raise InputError(f"_target_={node._target_}: {error.__cause__}") from None
-        raise
-
-
-def _is_misfit(error: BaseException | None) -> bool:
-    """Whether a call failed on its arguments' names, before any line of the target ran."""
-    trace = error.__traceback__ if isinstance(error, TypeError) else None
-    return trace is not None and trace.tb_next is None
-
-
-def _train() -> None:
     config.register()
     parser = get_args_parser()
-    parser.error = _refuse  # one line in place of argparse's usage
+    parser.error = refuse  # one line in place of argparse's usage
     args = parser.parse_args()
     if sum(map(bool, (args.run, args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
         raise InputError("give only one of --run, --multirun, --cfg, --info, --shell-completion")
@@ -212,47 +169,3 @@ def _search(args: argparse.Namespace) -> dict[str, str | Path | None]:
 
 def _only_shows_something(args: argparse.Namespace) -> bool:
     return bool(args.hydra_help or args.shell_completion or args.info or args.experimental_rerun)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError(f"{message}; see --help")
-
-
-def _exit_code(name: str, body: Callable[[], None]) -> int:
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        body()
-        return DONE
-    except InputError as error:
-        _complain(name, error)
-        return BAD_INPUT
-    except SolveError as error:
-        _complain(name, error)
-        return FAILED
-    except Terminated:
-        print(f"{name}: terminated", file=sys.stderr)
-        return TERMINATED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        traceback.print_exception(type(error), error, _from_job(error.__traceback__))
-        return FAILED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
-def _complain(name: str, error: Exception) -> None:
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-def _from_job(trace: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback from `run_job` on, where the error came from there."""
-    start = trace
-    while start is not None and start.tb_frame.f_code is not run_job.__code__:
-        start = start.tb_next
-    return start or trace
