@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torchloc.certificate import certify
     from torchloc.errors import BudgetError, InputError, SolveError
     from torchloc.evaluation.joint import JointEvaluation
-    from torchloc.graphs import neighbourhood_scopes
+    from torchloc.graphs import neighbourhood_scopes, parent_scopes
+    from torchloc.improvement import Improvement
     from torchloc.lipschitz import LipschitzMonitor
     from torchloc.mdp import FactoredMDP, KernelBatch, LocalKernel, LocalReward, RewardBatch
     from torchloc.policy import SoftmaxPolicy
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
         state_sensitivity,
     )
     from torchloc.spectral import spectral_radius
-    from torchloc.trainer import Callback, Trainer, TrainState
+    from torchloc.trainer import Callback, Evaluation, Trainer, TrainState
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BudgetError": "torchloc.errors",
     "Callback": "torchloc.trainer",
+    "Evaluation": "torchloc.trainer",
     "FactoredMDP": "torchloc.mdp",
+    "Improvement": "torchloc.improvement",
     "InputError": "torchloc.errors",
     "JointEvaluation": "torchloc.evaluation.joint",
     "KernelBatch": "torchloc.mdp",
@@ -47,6 +50,7 @@ _MODULES = {
     "certify": "torchloc.certificate",
     "influence": "torchloc.sensitivity",
     "neighbourhood_scopes": "torchloc.graphs",
+    "parent_scopes": "torchloc.graphs",
     "policy_sensitivity": "torchloc.sensitivity",
     "spectral_radius": "torchloc.spectral",
     "state_sensitivity": "torchloc.sensitivity",
@@ -55,7 +59,9 @@ _MODULES = {
 __all__ = [
     "BudgetError",
     "Callback",
+    "Evaluation",
     "FactoredMDP",
+    "Improvement",
     "InputError",
     "JointEvaluation",
     "KernelBatch",
@@ -71,6 +77,7 @@ __all__ = [
     "certify",
     "influence",
     "neighbourhood_scopes",
+    "parent_scopes",
     "policy_sensitivity",
     "spectral_radius",
     "state_sensitivity",

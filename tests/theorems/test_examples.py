@@ -1,4 +1,4 @@
-"""The paper's examples and the numbers of theory, sections 2, 3 and 5, as the package computes them."""
+"""The paper's examples and the numbers of theory, sections 2, 3 and 5, from the package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from oscillations import oscillation
 
 import torchloc as tl
 from torchloc.environments import (
@@ -29,11 +30,6 @@ POLICY_RUNGS = RUNGS[1:]
 GAP = 1e-6
 # Solves on at most 64 states that mix in a few steps.
 SOLVE = 1e-10
-
-
-def oscillation(values: torch.Tensor) -> Array:
-    """(*S) → (N,): largest change of a function of the joint state with one coordinate."""
-    return np.array([float((values.amax(i) - values.amin(i)).max()) for i in range(values.ndim)])
 
 
 def encloses(bound: SpectralBound, value: float, rounding: float = 1e-12) -> bool:
@@ -244,7 +240,7 @@ def radii(rung: str, logits: Array, temperatures: list[float]) -> list[float]:
 
 
 def test_coupled_and_exact_radii_are_not_monotone_in_temperature() -> None:
-    """A warm policy reboots too seldom to help, a cold one reboots exactly the machines that are off."""
+    """Warm, it reboots too seldom to help; cold, it reboots exactly the machines that are off."""
     logits = np.array([[0.0, 1.66], [0.0, -0.52]])  # rows: off, on; columns: wait, reboot
     falling = [100.0, 1.0, 0.01]
     assert radii("coupled", logits, falling) == pytest.approx([0.685, 0.471, 1.0], abs=5e-4)

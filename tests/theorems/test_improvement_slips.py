@@ -1,6 +1,7 @@
 """Theory, sections 6 and 9, improvement: every slip with a model where the printed claim fails.
 
-Each test shows two things on one concrete model: the claim as printed is wrong, and what the package's ledger says holds.
+Each test shows two things on one concrete model: the claim as printed is wrong, and what the
+package's ledger says holds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torchloc.improvement import (
     block_target,
     cyclic_sweep,
     jacobi_sweep,
-    log_law,
     prox_logits,
 )
 from torchloc.improvement.prox import kl
@@ -36,7 +36,7 @@ def step(
     epsilon: float = 0.0,
     misfit: tuple[float, ...] = (0.0, 0.0),
 ) -> tuple[tl.JointEvaluation, tl.JointEvaluation, BlockRecord]:
-    """One block update of agent 0, whose network misses its target by `misfit`; before, after, ledger."""
+    """One update of agent 0, whose network misses its target by `misfit`: before, after, ledger."""
     before = tl.JointEvaluation(mdp, policy, objective=objective)
     target = block_target(before, 0, kappa)
     tau = float(policy.temperature[0])
@@ -45,9 +45,7 @@ def step(
     wanted = prox_logits(old, target.average, temperature=tau, prox=prox, objective=objective)
     new = wanted + torch.tensor(misfit, dtype=torch.float64)
     tables[0] = new.reshape(tables[0].shape)
-    moved = tl.SoftmaxPolicy.from_logits(
-        mdp, policy.scopes, tables, temperature=policy.temperature
-    )
+    moved = tl.SoftmaxPolicy.from_logits(mdp, policy.scopes, tables, temperature=policy.temperature)
     after = before.renewed(moved)
     record = block_record(
         before,
@@ -64,7 +62,9 @@ def step(
     return before, after, record
 
 
-def divergences(before: tl.JointEvaluation, after: tl.JointEvaluation) -> tuple[torch.Tensor, torch.Tensor]:
+def divergences(
+    before: tl.JointEvaluation, after: tl.JointEvaluation
+) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(new ‖ old) and KL(old ‖ new) of agent 0 at each of its scope states."""
     new, old = after.law(0).log(), before.law(0).log()
     return kl(new, old).reshape(-1), kl(old, new).reshape(-1)
@@ -94,7 +94,7 @@ def test_the_anchored_objective_gains_the_reversed_divergence() -> None:
     anchored = record.realised - forward
     assert anchored < forward - 0.1
     assert anchored == pytest.approx(backward, abs=1e-13)
-    # For r̄ itself the printed form holds; the ledger has both divergences, and here attains the gain.
+    # For r̄ itself the printed form holds; the ledger has both divergences, and attains the gain.
     assert record.realised > forward
     assert record.prox_gain == pytest.approx(forward + backward, abs=1e-13)
     assert record.balance == pytest.approx(record.realised, abs=1e-13)
@@ -128,13 +128,11 @@ def copies(n: int) -> tuple[tl.FactoredMDP, tl.SoftmaxPolicy]:
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_the_truncation_bias_of_a_block_does_not_grow_with_the_system(n: int) -> None:
-    """Printed: 2‖ĥ − h‖_∞, then n·C·λ^{κ+1}/(1 − λ)·‖δ(r)‖_∞. Agent k feels what its action reaches."""
+    """Printed: 2‖ĥ − h‖_∞, then n·C·λ^{κ+1}/(1 − λ)·‖δ(r)‖_∞; k feels what its action reaches."""
     mdp, policy = copies(n)
     kappa = 1
     rung = tl.certify(mdp, policy, kappa)["coupled"]
-    before, after, record = step(
-        mdp, policy, prox=0.1, kappa=kappa, epsilon=float(rung.epsilon[0])
-    )
+    before, after, record = step(mdp, policy, prox=0.1, kappa=kappa, epsilon=float(rung.epsilon[0]))
     error = before.truncated_value(kappa) - before.poisson()
     uniform_bias = 2 * float(error.abs().max())
     assert uniform_bias == pytest.approx(n * 0.6, abs=SOLVE)
@@ -148,7 +146,7 @@ def test_the_truncation_bias_of_a_block_does_not_grow_with_the_system(n: int) ->
     assert 0.07 < record.guarantee <= record.realised + record.slack
 
 
-# Equation (1) and Algorithm 1: what an agent does not see ------------------------------------------
+# Equation (1) and Algorithm 1: what an agent does not see ---------------------------------------
 
 
 def blind(temperature: float) -> tuple[tl.FactoredMDP, tl.SoftmaxPolicy]:
@@ -186,7 +184,7 @@ def test_a_block_on_a_partial_scope_loses_with_exact_values_and_stationary_weigh
 
 
 def test_equation_1_names_no_update_until_a_weighting_is_named() -> None:
-    """g_k(s, ·) differs between states that the agent cannot tell apart: two weightings, opposite moves."""
+    """g_k(s, ·) differs between states that look alike to k: two weightings, opposite moves."""
     mdp, policy = blind(1.0)
     joint = tl.JointEvaluation(mdp, policy)
     advantage = joint.block_logits(0)
@@ -231,7 +229,7 @@ def test_algorithm_1_as_printed_is_jacobi_and_loses_where_cyclic_gains() -> None
 
 
 def test_fit_error_of_the_entropy_objective_weighs_prox_and_temperature() -> None:
-    """Theory printed span(e)·η/τ; a target error e is worth e(η + τ)/τ in ḡ. Smallest counterexample."""
+    """Theory printed span(e)·η/τ; an error e of the target is worth e(η + τ)/τ in ḡ."""
     mdp, policy = bandit([0.0, 0.0], [0.5, 0.5])
     _, _, record = step(mdp, policy, objective="entropy", misfit=(0.5, 0.0))
     assert record.realised == pytest.approx(-0.030300, abs=5e-7)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchloc.errors import InputError
 from torchloc.evaluation.joint import JointEvaluation, Objective
+from torchloc.policy import scaled_logits
 
 Weighting = Literal["stationary", "uniform"]
 
@@ -117,7 +118,7 @@ def prox_logits(
 
 def log_law(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """(…, A) float64 log softmax(z/τ)."""
-    return torch.log_softmax(logits.double() / temperature, dim=-1)
+    return torch.log_softmax(scaled_logits(logits, temperature), dim=-1)
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:

@@ -7,6 +7,13 @@ have the same sizes form one group and one batched module.
 
 from torchloc.policy.groups import AgentGroup, agent_groups
 from torchloc.policy.networks import LogitNetwork, Tabular
-from torchloc.policy.softmax import SoftmaxPolicy
+from torchloc.policy.softmax import SoftmaxPolicy, scaled_logits
 
-__all__ = ["AgentGroup", "LogitNetwork", "SoftmaxPolicy", "Tabular", "agent_groups"]
+__all__ = [
+    "AgentGroup",
+    "LogitNetwork",
+    "SoftmaxPolicy",
+    "Tabular",
+    "agent_groups",
+    "scaled_logits",
+]

@@ -391,10 +391,15 @@ class SoftmaxPolicy(nn.Module):
         return torch.softmax(self.group_scaled_logits(index), dim=-1)
 
     def group_scaled_logits(self, index: int) -> Tensor:
-        """(G, R, A) float64 (z − max_a z)/τ of group `index`, without gradient: at most 0."""
-        agents = torch.tensor(self.groups[index].agents)
+        """(G, R, A) float64 (z − max_a z)/τ of group `index`, without gradient.
+
+        Shifted before it is divided, so that what matters of it is right to its own last places at any τ.
+        """
         with torch.no_grad():
-            return _scaled(self.group_logits(index), self.temperature[agents][:, None, None])
+            return scaled_logits(
+                self.group_logits(index),
+                self.temperature[torch.tensor(self.groups[index].agents)][:, None, None],
+            )
 
     def logits(self, k: int) -> Tensor:
         """(*S[scope_k], A_k) logits z_k of agent k, no gradient (`group_logits` carries it)."""
@@ -405,7 +410,7 @@ class SoftmaxPolicy(nn.Module):
 
     def probabilities(self, k: int) -> Tensor:
         """(*S[scope_k], A_k) float64 law π_k, without gradient."""
-        return torch.softmax(_scaled(self.logits(k), self.temperature[k]), dim=-1)
+        return torch.softmax(scaled_logits(self.logits(k), self.temperature[k]), dim=-1)
 
     def act(self, observation: Tensor, generator: torch.Generator) -> Tensor:
         """Samples actions for joint states.
@@ -427,7 +432,7 @@ class SoftmaxPolicy(nn.Module):
             agents = torch.tensor(group.agents)
             seen = states[:, torch.tensor(group.scope)].permute(1, 0, 2)
             with torch.no_grad():
-                scaled = _scaled(network(seen), self.temperature[agents][:, None, None])
+                scaled = scaled_logits(network(seen), self.temperature[agents][:, None, None])
             mass = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
             draw = torch.rand(*mass.shape[:2], 1, generator=generator, dtype=torch.float64)
             # A draw is at most 1 - 2^-53, so its product with the total stays below the total, and
@@ -436,7 +441,7 @@ class SoftmaxPolicy(nn.Module):
         return actions.reshape(*lead, self.n_agents)
 
 
-def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+def scaled_logits(logits: Tensor, temperature: Tensor) -> Tensor:
     """(z − max_a z)/τ in float64: the maximum is taken out first, so that no quotient overflows."""
     logits = logits.double()
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature

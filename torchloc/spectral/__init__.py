@@ -131,7 +131,7 @@ class SpectralBound:
         bounds += [
             PowerBound(weighted.constant, weighted.rate, "weighted")
             for weighted in found
-            if weighted is not None and weighted.rate < 1.0
+            if weighted is not None and weighted.rate < 1.0 and math.isfinite(weighted.constant)
         ]
         return undominated(bounds)
 

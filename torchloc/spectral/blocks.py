@@ -54,6 +54,12 @@ class Block:
         """One value a component (C,) to one value a node (n,), or (1,) where there is one."""
         return values if len(values) == 1 else np.repeat(values, self.lengths)
 
+    def masses(self, vector: Floats) -> Floats:
+        """(C,) the sum of a vector (n,) over each component."""
+        if len(self.starts) == 1:
+            return np.array([vector.sum()])
+        return np.add.reduceat(vector, self.starts)
+
     def regauge(self, exponent: Ints) -> None:
         """Set the gauge to `exponent` (n,)."""
         self.exponent = exponent

@@ -26,8 +26,7 @@ from torchloc.spectral.solvers import Solve, Solver, SpectralBudget, choose_solv
 _SMALL = 2000
 _FEW_STEPS, _STEPS = 24, 96
 _LOOK = 8
-_PATCHES = (4096, 65_536)
-_SMALL_PATCHES = (16, 64, 256)
+_PATCHES = (16, 128, 1024, 8192, 65_536)
 _RANGE = 1e-60
 _FOLD = 1e3
 _PATIENCE = 30
@@ -71,6 +70,7 @@ class _Search:
     closed: float = 0.0
     low: Floats = field(default_factory=lambda: np.zeros(0))
     high: Floats = field(default_factory=lambda: np.zeros(0))
+    guess: Floats = field(default_factory=lambda: np.zeros(0))
     quotient: Floats = field(default_factory=lambda: np.zeros(0))
     best: tuple[Ints, Floats] | None = None
     steps: int = 0
@@ -117,30 +117,47 @@ class _Search:
         self.found = self.lower
         self.block, mask = self.block.keep(keep)
         self.low, self.high = self.low[keep], self.high[keep]
+        self.guess = self.guess[keep]
         self.x = self.x[mask]
         self.quotient = self.quotient[mask]
 
     def power(self, steps: int) -> None:
-        """Shifted power steps, x ← (B + s)x / (upper + s) with s = ½√(lower·upper)."""
-        block = self.block
-        for step in range(steps):
-            image = self.look()
+        """Shifted power steps x ← (B + s)x / (upper + s), s half of each component's ρ as guessed.
+
+        The guess is √(lower·upper) at first, then the growth over the last window of steps: one that
+        is far off lets periodic or star-like components converge slowly, and a fixed one would.
+        """
+        for _ in range(-(-steps // _LOOK)):
+            self._window()
             if self.done:
                 return
-            if step % _LOOK == _LOOK - 1:
-                self.trace.append((self.upper, self.upper - self.lower))
-                self.prune()
-                if self.block is not block:
-                    block = self.block
-                    continue
-                if self.x.min() < _RANGE:
-                    self.x = block.fold(self.x)
-                    continue
+            self.prune()
+            if self.x.min() < _RANGE:
+                self.x = self.block.fold(self.x)
+
+    def _window(self) -> None:
+        """Power steps with one shift; the bounds are read every half window, at first every step."""
+        image = self.look()
+        if self.done:
+            return
+        block, high = self.block, self.high
+        if not self.trace:
+            self.guess = np.sqrt(np.maximum(self.low, 1e-12 * high)) * np.sqrt(high)
+        shift, scale = block.spread(0.5 * self.guess), block.spread(high + 0.5 * self.guess)
+        mass, often = block.masses(self.x), not self.trace
+        for step in range(1, _LOOK + 1):
+            self.x = (image + shift * self.x) / scale
             self.steps += 1
-            low, high = self.low, self.high
-            shift = 0.5 * np.sqrt(np.maximum(low, 1e-12 * high)) * np.sqrt(high)
-            self.x = image + block.spread(shift) * self.x
-            self.x /= block.spread(high + shift)
+            if often or step == _LOOK // 2:
+                image = self.look()
+                if self.done:
+                    return
+            elif step < _LOOK:
+                image = block.csr @ self.x
+        with np.errstate(all="ignore"):
+            growth = (block.masses(self.x) / mass) ** (1.0 / _LOOK) * (high + 0.5 * self.guess)
+        self.guess = np.clip(growth - 0.5 * self.guess, self.low, self.high)
+        self.trace.append((self.upper, self.upper - self.lower))
 
     def chebyshev(self, degree: int) -> None:
         """One Chebyshev filter: damps [−upper, upper(1 − (6/degree)²)], where most eigenvalues lie.
@@ -163,20 +180,22 @@ class _Search:
             self.steps += degree
             self.power(8)
 
-    def localised(self, sizes: tuple[int, ...], most: float = 2 * _PATCHES[-1]) -> None:
-        """Lower bounds from the submatrices of the nodes with the largest quotients."""
-        if self.depth >= _DEPTH:
-            return
+    def localised(self, most: float = 2 * _PATCHES[-1]) -> None:
+        """Lower bounds from submatrices: of the nodes with the largest quotients, more and more.
+
+        Args:
+            most: where more nodes than this have a quotient within the tolerance of the upper
+                bound, the vector is not taken for localised.
+        """
         size = self.block.size
         goal = self.upper * (1.0 - self.tolerance)
         settled = int(np.count_nonzero(self.quotient >= goal))
-        if not 1 < settled <= min(size // 2, most):
+        if self.depth >= _DEPTH or not 1 < settled <= min(size // 2, most):
             return
-        for count in sizes:
-            count = max(count, min(2 * settled, 4 * count))
-            if count > size // 2 and size > _SMALL:
-                return
-            count = min(count, size - 1)
+        counts = [count for count in _PATCHES if settled <= count < size // 2]
+        if settled > _PATCHES[-1] or not counts:
+            counts.append(min(2 * settled, size - 1))
+        for count in counts:
             chosen = np.sort(np.argpartition(-self.quotient, count)[:count])
             part = sp.csr_array(self.block.csr[chosen][:, chosen])
             part.eliminate_zeros()
@@ -226,8 +245,7 @@ class _Search:
             if grew:
                 self.look()
                 if settled and not self.done:
-                    sizes = _PATCHES if self.block.size > _SMALL else _SMALL_PATCHES
-                    self.localised(sizes, most=np.inf)
+                    self.localised(most=np.inf)
             if self.done:
                 return
             upper = self.upper
@@ -288,7 +306,7 @@ class _Search:
             self.chebyshev(degree)
             self.prune()
             if not self.done:
-                self.localised(_PATCHES)
+                self.localised()
             if self.done:
                 return
             slow = before - self.upper < 0.01 * gap and float(np.ptp(self.quotient)) > 0.7 * spread
@@ -305,7 +323,7 @@ class _Search:
         self.power(_FEW_STEPS if small else _STEPS)
         self.prune()
         if not (self.done or small):
-            self.localised(_PATCHES)
+            self.localised()
         if self.done:
             return
         solver = choose_solver(self.block.csr, self.budget)
@@ -313,13 +331,13 @@ class _Search:
             while not self.done and self.steps < self.budget.power_steps and self._power_pays():
                 self.power(_STEPS)
                 self.prune()
-                self.localised(_PATCHES)
+                self.localised()
             if not self.done:
                 self.filters(4 * _FILTER if solver is not None else self.budget.power_steps)
             while solver is None and not self.done and self.steps < self.budget.power_steps:
                 self.power(_STEPS)
                 self.prune()
-                self.localised(_PATCHES)
+                self.localised()
         if self.done:
             return
         if solver is None:

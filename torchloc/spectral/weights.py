@@ -37,7 +37,7 @@ class Weighted:
     Attributes:
         weights: (n,) float64, > 0, within 1e±280.
         rate: λ_w ≥ ρ(M), rounded up.
-        constant: max w / min w, rounded up, so that ‖M^t‖_∞ ≤ constant · rate^t for t ≥ 0.
+        constant: max w / min w, rounded up (inf past 1e308): ‖M^t‖_∞ ≤ constant · rate^t for t ≥ 0.
     """
 
     weights: Floats
@@ -63,7 +63,8 @@ def check_weights(matrix: Checked, vector: Floats) -> Weighted | None:
         rate = float(np.nextafter(rate + lost, np.inf))
     if not np.isfinite(rate):
         return None
-    constant = float(np.nextafter(weights.max() / weights.min(), np.inf))
+    with np.errstate(over="ignore"):
+        constant = float(np.nextafter(weights.max() / weights.min(), np.inf))
     return Weighted(weights, rate, constant)
 
 

@@ -1,6 +1,7 @@
-"""Certificates are bounds for the stored numbers as exact reals: checked against 60-digit arithmetic.
+"""Certificates bound the stored numbers as exact reals: checked against 60-digit arithmetic.
 
-`reference` takes tables of `mpmath` numbers as they are, so its definitions come out right to the last place.
+`reference` takes tables of `mpmath` numbers as they are, so its definitions come out right to the
+last place.
 """
 
 from __future__ import annotations
