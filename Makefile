@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
 
-.PHONY: help setup train test check bench clean
+.PHONY: help setup train test check bench picture clean
 
 help:
 	@echo "make train   set up, then run the default experiment (ARGS=... are Hydra overrides)"
 	@echo "make test    set up, then run the unit tests"
 	@echo "make check   set up, then ruff, pyright and the tests marked slow"
 	@echo "make bench   set up, then the benchmarks"
+	@echo "make picture the default run, drawn for the README"
 	@echo "make setup   create $(VENV) with the pins of constraints.txt"
 	@echo "make clean   remove $(VENV), caches and built packages; runs/ stays"
 
@@ -53,6 +54,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m pytest -q -s -m benchmark $(ARGS)
+
+picture: $(STAMP)
+	$(PY) -m torchloc train name=picture
+	$(PY) -m torchloc.study "$$(ls -d runs/picture/* | tail -n 1)" .github/run.png
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

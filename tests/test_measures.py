@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
-from runs import Recorder, cooling, train
+from recorded import Recorder, cooling, train
 
 import torchloc as tl
 from torchloc import environments as env
@@ -104,7 +105,7 @@ def test_rho_rises_along_the_ladder_and_stays_below_its_norms(name: str) -> None
     for m in run(name).metrics:
         ladder = [m[f"rho/{rung}"] for rung in ("coupled", "exact", "span", "paper")]
         # Each is an upper bound within 1e-6 of its ρ (relative); ρ = 0 is bounded below 1e-9.
-        assert all(b >= a * (1 - 1e-6) - 1e-9 for a, b in zip(ladder, ladder[1:], strict=False))
+        assert all(b >= a * (1 - 1e-6) - 1e-9 for a, b in itertools.pairwise(ladder))
         for rung in ("coupled", "exact", "span", "paper"):
             least = min(m[f"norm_rows/{rung}"], m[f"norm_columns/{rung}"])
             assert m[f"rho/{rung}"] <= least * (1 + 1e-6) + 1e-9
@@ -178,7 +179,7 @@ def test_the_objective_is_the_reward_with_its_entropies(name: str) -> None:
 @everywhere
 def test_the_two_effects_are_the_change_of_the_objective(name: str) -> None:
     recorder = run(name)
-    for before, after in zip(recorder.metrics, recorder.metrics[1:], strict=False):
+    for before, after in itertools.pairwise(recorder.metrics):
         change = after["reward/objective"] - before["reward/objective"]
         size = max(abs(after["reward/objective"]), abs(before["reward/objective"]), 1.0)
         # (b − a) + (c − b) against c − a: four roundings of numbers of this size.

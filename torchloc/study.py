@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,3 +82,13 @@ def run_figure(series: Series) -> Figure:
     for axes in (left, right):
         axes.locator_params(axis="x", integer=True)
     return figure
+
+
+def main() -> None:
+    """`python -m torchloc.study RUN PICTURE`: draws one run."""
+    folder, picture = sys.argv[1:]
+    run_figure(read_run(folder)).savefig(picture, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -79,7 +79,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         count = len(self.block.starts)
-        self.low, self.high = np.zeros(count), np.full(count, np.inf)
+        self.low, self.high, self.guess = np.zeros(count), np.full(count, np.inf), np.ones(count)
 
     @property
     def lower(self) -> float:

@@ -1,0 +1,471 @@
+"""The loop: seeds, schedules, what is held, orders and objectives, interrupts, and where κ decides."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recorded import Recorder, cooling, parameters, prepare, train, without_seconds
+
+import torchloc as tl
+from torchloc import checkpoint, measures, study
+from torchloc import environments as env
+from torchloc import trainer as room
+from torchloc.evaluation.joint import JointEvaluation
+from torchloc.graphs import parent_scopes
+from torchloc.improvement import Improvement
+from torchloc.trainer import Evaluation, Trainer
+
+UNIT = 2.0**-53
+MDP = env.sysadmin(3)
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Seeds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tabular", "linear", "mlp"])
+def test_one_seed_gives_one_run(kind: str) -> None:
+    first, second = (train(MDP, kind=kind, seed=3) for _ in range(2))
+    for one, other in zip(first.metrics, second.metrics, strict=True):
+        assert without_seconds(one) == without_seconds(other)
+        assert len(one) > len(without_seconds(one))
+    assert all(map(_same, first.parameters, second.parameters))
+
+
+def test_a_seed_moves_only_what_is_observed_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So few states that not every pair of them is seen under every seed.
+    monkeypatch.setattr(measures, "OBSERVED_STATES", 3)
+    first, second = (train(MDP, seed=seed) for seed in (0, 1))
+    moved = {
+        tag
+        for one, other in zip(first.metrics, second.metrics, strict=True)
+        for tag, value in without_seconds(one).items()
+        if value != other[tag]
+    }
+    assert moved == {"lipschitz/observed_max"}
+    assert all(map(_same, first.parameters, second.parameters))
+
+
+def test_a_seed_moves_the_networks() -> None:
+    first, second = (train(MDP, kind="mlp", seed=seed) for seed in (0, 1))
+    for one, other in zip(first.parameters, second.parameters, strict=True):
+        same = {name for name in one if torch.equal(one[name], other[name])}
+        assert same == {"temperature"}
+    assert first.metrics[-1]["reward/average"] != second.metrics[-1]["reward/average"]
+
+
+# Temperature ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_the_schedule_is_followed_from_its_first_value_to_its_last(iterations: int) -> None:
+    schedule = cooling(0.7, 0.1)
+    recorder = train(MDP, schedule=schedule, iterations=iterations)
+    wanted = [schedule(i / max(iterations - 1, 1)) for i in range(iterations)]
+    assert [m["schedule/temperature"] for m in recorder.metrics] == wanted
+    assert [state.iteration for state in recorder.states] == list(range(1, iterations + 1))
+    assert wanted[0] == 0.7 and (iterations == 1 or wanted[-1] == 0.1)
+
+
+def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps that improve nothing: only the temperature is left to act."""
+    monkeypatch.setattr(room, "cyclic_sweep", lambda joint, *_: (joint, []))
+
+
+@pytest.mark.parametrize("kind", ["tabular", "mlp"])
+def test_held_logits_stay_and_the_laws_sharpen(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _idle(monkeypatch)
+    trainer, recorder = prepare(MDP, kind=kind, hold="logits")
+    with torch.no_grad():
+        next(trainer.state.policy.parameters()).normal_(generator=torch.Generator().manual_seed(1))
+    logits = trainer.state.policy.logits(0)
+    trainer.run()
+    policy = trainer.state.policy
+    assert torch.equal(policy.logits(0), logits)
+    for parameter in recorder.parameters:
+        parameter.pop("temperature")
+    assert _same(recorder.parameters[0], recorder.parameters[-1])
+    torch.testing.assert_close(policy.probabilities(0), torch.softmax(logits / 0.05, dim=-1))
+    assert abs(recorder.metrics[-1]["effect/temperature"]) > 1e-4
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.8])
+@pytest.mark.parametrize("kind", ["tabular", "mlp"])
+def test_a_held_policy_stays_and_cooling_costs_no_reward(kind: str, discount: float) -> None:
+    """z τ'/τ, divided by τ', is z/τ up to three roundings: each law moves by 3 |z/τ| ulp at most."""
+    improvement = Improvement(objective="reward")
+    trainer, recorder = prepare(
+        MDP,
+        kind=kind,
+        hold="policy",
+        improvement=improvement,
+        evaluation=Evaluation(discount=discount),
+    )
+    trainer.run()
+    horizon = 1.0 / (1.0 - discount) if discount < 1.0 else 1.0
+    for state in recorder.states:
+        policy, joint = state.policy, state.joint
+        logits = [policy.logits(k) / policy.temperature[k] for k in range(policy.n_agents)]
+        size = max(1.0, max(float(z.abs().max()) for z in logits))
+        values = joint.poisson()
+        # A law that moves by ε in TV gains ε times the span of its advantages at most; a network's
+        # logits are sums of some ten terms.
+        spread = 2.0 * (float(values.max() - values.min()) + float(joint.reward.abs().max()))
+        off = horizon * policy.n_agents * 32 * size * UNIT * spread + 2.0 * joint.width
+        assert abs(state.metrics["effect/temperature"]) <= max(off, 1e-13)
+    assert recorder.metrics[-1]["effect/updates"] > 0.0
+
+
+def test_holding_the_policy_or_the_logits_are_different_runs() -> None:
+    held = [train(MDP, hold=hold).metrics[-1]["reward/average"] for hold in ("logits", "policy")]
+    assert held[0] != held[1]
+
+
+# Settings -------------------------------------------------------------------------------------
+
+
+def test_jacobi_moves_all_agents_from_one_baseline_and_keeps_no_ledger() -> None:
+    runs = {
+        order: train(MDP, iterations=1, improvement=Improvement(order=order))
+        for order in ("cyclic", "jacobi")
+    }
+    tables = {order: run.states[0].policy for order, run in runs.items()}
+    assert torch.equal(tables["cyclic"].logits(0), tables["jacobi"].logits(0))
+    assert not torch.equal(tables["cyclic"].logits(2), tables["jacobi"].logits(2))
+    # The ring is symmetric and so is the uniform start; jacobi keeps that. Agent 0 sees (0, 2).
+    for k in (1, 2):
+        mine = tables["jacobi"].logits(k)
+        first = tables["jacobi"].logits(0)
+        torch.testing.assert_close(mine, first if k == 0 else first.transpose(0, 1))
+    tags = {order: set(run.metrics[0]) for order, run in runs.items()}
+    assert tags["jacobi"] < tags["cyclic"]
+    assert all(tag.startswith("ledger/") for tag in tags["cyclic"] - tags["jacobi"])
+    assert [record.agent for record in runs["cyclic"].states[0].records] == [0, 1, 2]
+    assert runs["jacobi"].states[0].records == []
+
+
+def test_the_objective_decides_what_is_climbed() -> None:
+    runs = {
+        objective: train(
+            MDP,
+            schedule=lambda progress: 0.5,
+            iterations=6,
+            improvement=Improvement(objective=objective),
+        ).metrics
+        for objective in ("reward", "entropy")
+    }
+    for m in runs["reward"]:
+        assert m["reward/objective"] == pytest.approx(m["reward/average"], abs=1e-9)
+        assert m["effect/temperature"] == 0.0
+    for m in runs["entropy"]:
+        bonus = m["reward/average"] + m["reward/entropy"]
+        assert m["reward/objective"] == pytest.approx(bonus, abs=1e-9)
+    # At τ = .5 the regularised optimum is far from the best reward; L grows only without entropy.
+    assert runs["reward"][-1]["reward/average"] > runs["entropy"][-1]["reward/average"] + 0.1
+    assert runs["entropy"][-1]["reward/objective"] > runs["reward"][-1]["reward/objective"]
+    assert runs["reward"][-1]["lipschitz/max"] > 2.0 * runs["entropy"][-1]["lipschitz/max"]
+
+
+def test_the_weighting_matters_on_partial_scopes_alone() -> None:
+    def last(hops: int, weighting: str) -> dict[str, float]:
+        scopes = tl.neighbourhood_scopes(MDP, hops=hops)
+        improvement = Improvement(weighting=weighting)
+        return train(MDP, scopes=scopes, iterations=2, improvement=improvement).metrics[-1]
+
+    partial = [last(1, weighting) for weighting in ("stationary", "uniform")]
+    full = [last(2, weighting) for weighting in ("stationary", "uniform")]
+    assert abs(partial[0]["reward/average"] - partial[1]["reward/average"]) > 1e-6
+    assert full[0]["ledger/scope_error"] == full[1]["ledger/scope_error"] == 0.0
+    assert full[0]["reward/average"] == pytest.approx(full[1]["reward/average"], abs=1e-12)
+
+
+def test_discounted_runs_climb_the_value_of_the_first_state() -> None:
+    recorder = train(
+        MDP, evaluation=Evaluation(kappa=8, discount=0.9), schedule=cooling(0.5, 0.01), iterations=5
+    )
+    state = recorder.states[-1]
+    assert "gap/deterministic_local" not in state.metrics and state.optimum is not None
+    # V ≤ V* and, per agent and step, within what τ log 2 of entropy can cost.
+    gap = state.metrics["gap/joint_optimum"]
+    assert -1e-8 <= gap <= MDP.n_agents * 0.01 * math.log(2.0) / (1.0 - 0.9)
+    assert gap < 0.2 * recorder.metrics[0]["gap/joint_optimum"]
+    assert state.metrics["reward/objective"] > recorder.metrics[0]["reward/objective"]
+
+
+# References -----------------------------------------------------------------------------------
+
+
+def test_an_optimum_that_depends_on_the_start_is_no_reference_and_no_failure() -> None:
+    """In state 1 action 0 stays (and is paid) for ever, action 1 leaves for ever: softmax leaves."""
+    law = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    reward = tl.LocalReward((0,), (), [0.0, 1.0])
+    mdp = tl.FactoredMDP([2], [2], [tl.LocalKernel((0,), (0,), law)], [reward])
+    recorder = train(mdp, scopes=[[0]], iterations=1)
+    assert recorder.states[0].optimum is None
+    assert not [tag for tag in recorder.metrics[0] if tag == "gap/joint_optimum"]
+
+
+def test_references_are_left_out_where_planning_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of 4 machines with all in sight there are 2^64 deterministic policies.
+    scopes = [range(4)] * 4
+    state = train(env.sysadmin(4), scopes=scopes, iterations=1).states[0]
+    assert state.optimum is not None and state.local_optimum is None
+    monkeypatch.setattr(room, "REFERENCE_PAIRS", 0)
+    assert not [tag for tag in train(MDP, iterations=1).metrics[0] if tag.startswith("gap/")]
+
+
+# Interrupts -----------------------------------------------------------------------------------
+
+
+def test_an_interrupt_anywhere_in_an_iteration_leaves_all_of_it_or_nothing() -> None:
+    code = Trainer._iterate.__code__
+    numbers = {line for *_, line in code.co_lines() if line}
+    stopped = 0
+    for line in sorted(numbers - {code.co_firstlineno}):
+        mdp = tl.FactoredMDP(
+            [2],
+            [2],
+            [tl.LocalKernel((0,), (0,), [[[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.3, 0.7]]])],
+            [tl.LocalReward((0,), (0,), [[0.0, -0.1], [1.0, 0.9]])],
+        )
+        trainer, recorder = prepare(mdp, scopes=[[0]])
+
+        def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+            if frame.f_code is not code:
+                return None
+            if event == "line" and frame.f_lineno == line and recorder.states:  # noqa: B023
+                raise KeyboardInterrupt
+            return trace  # noqa: B023
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with suppress(KeyboardInterrupt):
+                trainer.run()
+        finally:
+            sys.settrace(before)
+        if isinstance(recorder.error, KeyboardInterrupt):
+            stopped += 1
+            assert trainer.state is recorder.states[-1] and trainer.state.iteration == 1
+            assert trainer.state.snapshot.iteration == 1
+            saved = trainer.state.snapshot.tensors["networks.0.table"]
+            assert torch.equal(saved, recorder.parameters[-1]["networks.0.table"])
+    # All lines but those of the other order.
+    assert stopped >= len(numbers) - 4
+
+
+def test_a_broken_off_run_goes_on_from_its_snapshot_to_the_same_end() -> None:
+    whole = train(MDP, kind="mlp", iterations=4)
+    trainer, recorder = prepare(MDP, kind="mlp", iterations=4)
+    calls = []
+
+    def epsilon(policy: tl.SoftmaxPolicy) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) == 8:  # the second block of the third sweep
+            raise KeyboardInterrupt
+        return torch.from_numpy(trainer.certify(policy, rungs=("coupled",)).epsilon)
+
+    trainer._epsilon = epsilon  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    state = trainer.state
+    assert state.iteration == state.snapshot.iteration == 2
+    assert not _same(parameters(state.policy), recorder.parameters[1])
+    kept = {n: v for n, v in state.snapshot.tensors.items() if n in recorder.parameters[1]}
+    assert _same(kept, recorder.parameters[1])
+    assert _same(recorder.parameters[1], whole.parameters[1])
+
+
+# Bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 0}, "iterations is 0; it must be ≥ 1"),
+        ({"hold": "both"}, "hold is 'both'; choose logits or policy"),
+        ({"schedule": lambda progress: -1.0}, "temperature"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(tl.InputError, match=message):
+        prepare(MDP, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kappa": -1}, "kappa is -1"),
+        ({"kappa": 1.5}, "kappa is 1.5; it must be a whole number"),
+        ({"discount": 0.0}, "discount is 0.0"),
+        ({"discount": 1.5}, "discount is 1.5"),
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"tolerance": math.nan}, "tolerance is nan"),
+    ],
+)
+def test_evaluation_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(tl.InputError, match=message):
+        Evaluation(**options)
+
+
+def test_a_model_without_agents_is_refused() -> None:
+    mdp = tl.FactoredMDP([2], [], [tl.LocalKernel((), (), [0.5, 0.5])], [])
+    with pytest.raises(tl.InputError, match="no agents"):
+        prepare(mdp, scopes=[])
+
+
+def test_a_policy_for_another_model_is_refused() -> None:
+    policy = tl.SoftmaxPolicy.tabular(env.sysadmin(4), tl.neighbourhood_scopes(env.sysadmin(4)))
+    with pytest.raises(tl.InputError):
+        Trainer(MDP, policy, schedule=cooling())
+
+
+# Where κ decides ------------------------------------------------------------------------------
+
+
+def line_laws(n: int, kappa: int, *, relay: float, cost: float, tau: float) -> np.ndarray:
+    """(n, 2) P(a_i = 1 | s_{i+1}) that soft policy iteration (η = 0) reaches on `line_msg`, sink only.
+
+    Agent i's action moves s_i alone, and that only agent i − 1 sees. Raising s_i from 0 to 1 adds to
+    ĥ_κ, with ψ_j = −c π_j(1) + τ Ent π_j and q = (relay, 1) the law of the relay,
+
+        w_i(κ) = ψ_{i−1}(1) − ψ_{i−1}(0) + (π_{i−1}(1|1) − relay π_{i−1}(1|0)) w_{i−1}(κ − 1),
+        w_0(κ) = 1,   w_1(κ) = w_0(κ − 1),   w = 0 at κ < 0  (nobody sees s_0, or s_1 but s'_0 = s_1)
+
+    so that ĝ_i(s, 1) − ĝ_i(s, 0) = −c + q(s_{i+1}) w_i(κ), a function of what agent i sees. A sweep
+    in the order 0, 1, … meets agents j < i already updated, so one sweep at the final τ is the end.
+
+    The reward at the sink enters w_i(κ) exactly if κ ≥ i. If not, w_i ≤ 0: ψ as a function of the
+    logit falls on both sides of −c, and the two logits of agent j lie on one side, −c + w_j farther
+    out than −c + relay w_j. Then agent i transmits with the myopic probability σ(−c/τ) at most.
+    """
+
+    def law(gap: np.ndarray) -> np.ndarray:
+        return 1.0 / (1.0 + np.exp(-gap / tau))
+
+    def psi(p: float) -> float:
+        return -cost * p - tau * (p * math.log(p) + (1.0 - p) * math.log1p(-p))
+
+    def worth(i: int, horizon: int) -> float:
+        if horizon < 0 or i == 0:
+            return float(horizon >= 0)
+        if i == 1:
+            return worth(0, horizon - 1)
+        low, high = laws[i - 1]
+        return psi(high) - psi(low) + (high - relay * low) * worth(i - 1, horizon - 1)
+
+    laws = np.full((n, 2), law(np.array(-cost)))
+    for i in range(1, n):
+        sends = np.array([relay, 1.0] if i < n - 1 else [1.0, 1.0])
+        laws[i] = law(-cost + sends * worth(i, kappa))
+    return laws
+
+
+def line_gain(laws: np.ndarray, *, relay: float, cost: float) -> float:
+    """r̄ of these laws: P(s_i = 1) goes down the line, from the source to the sink."""
+    up, spent = laws[-1, 1], laws[-1, 1] + laws[0, 1]
+    for low, high in laws[-2:0:-1]:
+        spent += up * high + (1.0 - up) * low
+        up = up * high + (1.0 - up) * relay * low
+    return up - cost * spent
+
+
+def trained_laws(policy: tl.SoftmaxPolicy) -> np.ndarray:
+    """(n, 2) P(a_i = 1 | s_{i+1}); both columns are equal for agents that see nothing."""
+    tables = [policy.probabilities(k)[..., 1].numpy() for k in range(policy.n_agents)]
+    return np.stack([np.broadcast_to(table, (2,)) for table in tables])
+
+
+def check_line(laws: np.ndarray, kappa: int, *, relay: float, cost: float, tau: float) -> None:
+    """The trained laws are the derived ones, and agent i ≥ 1 transmits exactly if κ ≥ i."""
+    n = len(laws)
+    wanted = line_laws(n, kappa, relay=relay, cost=cost, tau=tau)
+    # Logits are exact to the tolerance of the solves, 1e-10 for rewards ≤ 1: a law to that over 4τ,
+    # and a few hops of such errors.
+    np.testing.assert_allclose(laws, wanted, atol=1e-8)
+    myopic = 1.0 / (1.0 + math.exp(cost / tau))
+    assert myopic == pytest.approx(0.3775, abs=5e-5)
+    for i in range(1, n):
+        if kappa >= i:
+            assert laws[i, 1] > myopic + 0.05
+        else:
+            assert (laws[i] <= myopic + 1e-8).all()
+    # Nothing reads agent 0's action, which just costs.
+    np.testing.assert_allclose(laws[0], myopic, atol=1e-8)
+
+
+LINE = {"relay": 0.5, "cost": 0.01}
+
+
+@pytest.mark.parametrize("kappa", range(5))
+def test_an_agent_of_the_line_transmits_exactly_if_kappa_reaches_it(kappa: int) -> None:
+    mdp = env.line_msg(4, reward="sink", **LINE)
+    recorder = train(
+        mdp,
+        scopes=parent_scopes(mdp),
+        schedule=cooling(1.0, 0.02),
+        evaluation=Evaluation(kappa=kappa),
+        improvement=Improvement(prox=0.0),
+    )
+    laws = trained_laws(recorder.states[-1].policy)
+    check_line(laws, kappa, tau=0.02, **LINE)
+    gain = recorder.metrics[-1]["reward/average"]
+    assert gain == pytest.approx(line_gain(laws, **LINE), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_line_kappa_as_one_multirun(tmp_path: Path) -> None:
+    """n = 8, κ = 0 … 8 from the command line, read back from its checkpoints and event files."""
+    command = [Path(sys.executable).parent / "torchloc-train", "-m", "experiment=line_kappa"]
+    done = subprocess.run(
+        [*map(str, command), "evaluation.kappa=range(0,9)", "logging.progress=false"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "runs" / "line_kappa").iterdir()
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [path.name for path in folders] == [f"{k}_evaluation.kappa={k}" for k in range(9)]
+    mdp = env.line_msg(8, reward="sink", **LINE)
+    gains = []
+    for kappa, folder in enumerate(folders):
+        policy = checkpoint.load(folder).policy
+        laws = trained_laws(policy)
+        check_line(laws, kappa, tau=0.02, **LINE)
+        gain = JointEvaluation(mdp, policy).reward_rate
+        assert gain == pytest.approx(line_gain(laws, **LINE), abs=1e-9)
+        series = study.read_run(folder)
+        # Event files hold single precision.
+        assert series["reward/average"][1][-1] == pytest.approx(gain, rel=2.0**-23)
+        # All transmit: the message always arrives and agents 1 … 7 pay.
+        gap = series["gap/joint_optimum"][1][-1]
+        assert gap == pytest.approx(1.0 - 7 * LINE["cost"] - gain, abs=1e-6)
+        gains.append(gain)
+    assert all(b > a + 1e-4 for a, b in zip(gains[:7], gains[1:8], strict=True))
+    # No action of this line is felt after eight steps.
+    assert gains[8] == pytest.approx(gains[7], abs=1e-9)
+    wanted = (0.2025, 0.5799, 0.7656, 0.8548, 0.8929, 0.9071, 0.9118, 0.9124, 0.9124)
+    np.testing.assert_allclose(gains, wanted, atol=5e-5)
+    print("gains for κ = 0 … 8:", " ".join(f"{gain:.6f}" for gain in gains))
+    assert len(re.findall("gap to it", done.stdout)) == 9
