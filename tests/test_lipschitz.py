@@ -26,7 +26,7 @@ def test_matches_enumeration_over_pairs(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_observed_never_exceeds_exact_and_reaches_it_on_a_full_batch(seed: int) -> None:
-    model, _, mdp, twin = draw(seed, policy={"minus_infinity": 0.1 * (seed % 2)})
+    model, _, _, twin = draw(seed, policy={"minus_infinity": 0.1 * (seed % 2)})
     generator = torch.Generator().manual_seed(seed)
     with tl.LipschitzMonitor(twin) as monitor:
         states = torch.tensor(model.states)
@@ -52,7 +52,7 @@ def test_softmax_bound_is_attained() -> None:
 
 
 def test_shift_per_state_changes_nothing() -> None:
-    model, policy, mdp, twin = draw(3, n_agents=(2, 2), sizes=(2, 3))
+    _, policy, mdp, twin = draw(3, n_agents=(2, 2), sizes=(2, 3))
     before = logit_lipschitz(twin).toarray()
     shifted = [z + np.arange(z[..., 0].size).reshape(z[..., :1].shape) for z in policy.logits]
     moved = tl.SoftmaxPolicy.from_logits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import reference as ref
@@ -64,7 +66,7 @@ def test_coupled_matches_definition_with_many_shared_actions(seed: int) -> None:
 def test_ladder_is_ordered_and_sound(seed: int) -> None:
     model, policy, mdp, twin = draw(seed, unichain=True)
     ladder = [tl.influence(mdp, twin, rung).toarray() for rung in RUNGS]
-    for sharp, blunt in zip(ladder, ladder[1:], strict=False):
+    for sharp, blunt in itertools.pairwise(ladder):
         assert (sharp <= blunt + 1e-15).all()
     step = ref.chain(model, policy).matrix
     values = np.random.default_rng(seed).normal(size=(20, len(step)))

@@ -32,7 +32,10 @@ def heat_map(matrix: Any, name: str) -> Figure:
     shown = np.where(np.isfinite(dense), dense, np.nan)
     figure = Figure(figsize=(4.6, 4.0))
     axes = figure.add_axes((0.14, 0.13, 0.8, 0.77))
-    image = axes.imshow(shown, cmap="viridis", vmin=0.0, interpolation="nearest", aspect="auto")
+    largest = float(np.nanmax(shown, initial=0.0)) or 1.0
+    image = axes.imshow(
+        shown, cmap="viridis", vmin=0.0, vmax=largest, interpolation="nearest", aspect="auto"
+    )
     figure.colorbar(image, ax=axes)
     across, down = _AXES[name.split("_")[0]]
     axes.set(xlabel=across, ylabel=down, title=name.replace("_", " "))

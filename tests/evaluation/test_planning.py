@@ -63,5 +63,5 @@ def test_budgets_name_their_sizes() -> None:
     with pytest.raises(tl.BudgetError, match="joint state-action pairs"):
         optimal_control(sysadmin(n=14))
     mdp = sysadmin(n=8)
-    with pytest.raises(tl.BudgetError, match="4294967296|about 10"):
+    with pytest.raises(tl.BudgetError, match=r"4294967296|about 10"):
         best_deterministic_local(mdp, tl.neighbourhood_scopes(mdp))

@@ -68,5 +68,5 @@ def test_networks_refuse_forbidden_actions() -> None:
 def test_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "JACOBIAN_BUDGET", 100)
     policy = tl.SoftmaxPolicy.mlp(MDP, SCOPES)
-    with pytest.raises(tl.BudgetError, match="bytes .1 agents, 8 outputs"):
+    with pytest.raises(tl.BudgetError, match=r"bytes \(1 agents, 8 outputs"):
         fit_logits(policy, 0, torch.tensor([0]), _targets(0, 1))

@@ -174,7 +174,7 @@ def test_a_false_guarantee_stops_the_run() -> None:
         fit_kl=0.0,
         slack=1e-9,
     )
-    with pytest.raises(tl.SolveError, match="guarantee of agent 3's update, 0.2, is above"):
+    with pytest.raises(tl.SolveError, match=r"guarantee of agent 3's update, 0\.2, is above"):
         record.check()
 
 

@@ -298,6 +298,28 @@ def test_draws_invert_the_distribution_function(u: float, monkeypatch: pytest.Mo
         assert torch.equal(actions[:, k], (mass > u).long().argmax(-1))
 
 
+# Fit to a model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state_sizes", "action_sizes", "message"),
+    [
+        ([2, 3, 4], [2, 4], "made for 3 actions of agent 1, but the model has 4; use the model"),
+        ([2, 2, 4], [2, 3], "made for 3 values of coordinate 1, but the model has 2; use the"),
+        ([2, 3, 4, 2], [2, 3], "made for 3 coordinates, but the model has 4; use the model that"),
+        ([2, 3], [2, 3], "scope of agent 0: coordinate 2 is out of range"),
+        ([2, 3, 4], [2, 3, 2], "scopes names 2 agents, but the model has 3"),
+    ],
+)
+def test_a_policy_for_another_model_is_refused(
+    state_sizes: list[int], action_sizes: list[int], message: str
+) -> None:
+    policy = tl.SoftmaxPolicy.tabular(MDP, SCOPES)
+    policy.check(MDP)
+    with pytest.raises(tl.InputError, match=message):
+        policy.check(_sizes_model(state_sizes, action_sizes))
+
+
 # Budgets ---------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,13 @@ import scipy.sparse as sp
 from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
 from torchloc.mdp.checks import FloatArray
-from torchloc.spectral import SpectralBound, norm_columns, norm_rows, spectral_radius
+from torchloc.spectral import (
+    SpectralBound,
+    Weighted,
+    norm_columns,
+    norm_rows,
+    spectral_radius,
+)
 
 _ROUNDS = 256
 _CLOSED = 1e-6
@@ -108,9 +114,10 @@ class RungCertificate:
         The sum is followed term by term, and closed by (M_m w)_i ≤ λ w_i, which gives
         (I − M_m)^{-1} x ≤ w max_j(x_j / w_j) / (1 − λ).
         """
-        weights, rate = self.contraction.weights, self.contraction.weighted_rate
-        if not self.certified or weights is None or not rate < 1.0:
+        closing = self._closing
+        if closing is None:
             return np.full(len(self.reward_oscillation), np.inf)
+        weights, rate = closing.weights, closing.rate
         total = np.zeros_like(self.reward_oscillation)
         for block, terms in enumerate(self._blocks()):
             start = block * self.steps
@@ -123,6 +130,19 @@ class RungCertificate:
             for term in terms[max(kappa + 1 - start, 0) :]:
                 total = total + term
         raise AssertionError("unreachable")  # pragma: no cover - the generator is endless
+
+    @cached_property
+    def _closing(self) -> Weighted | None:
+        """Weights that close a sum; None where not certified.
+
+        A rate half-way to 1 has flatter weights than one just above ρ, and the sum that it closes has
+        fallen at ρ itself by then.
+        """
+        if not self.certified:
+            return None
+        flat = self.contraction.weights_at(max(math.sqrt(self.contraction.upper), 0.5))
+        found = self.contraction.weighted if flat is None else flat
+        return found if found is not None and found.rate < 1.0 else None
 
     @property
     def bias(self) -> float:

@@ -118,6 +118,31 @@ def check_logits(tables: FloatArray, place: Callable[[int], str]) -> None:
         )
 
 
+def check_fit(mine: IntArray, theirs: IntArray, kind: str, what: str) -> None:
+    """Refuses sizes of a policy that are not those of the model.
+
+    Args:
+        mine: Sizes that the policy was made for.
+        theirs: Sizes of the model.
+        kind: Whose sizes they are.
+        what: What a size counts.
+
+    Raises:
+        InputError: They differ.
+    """
+    mend = "use the model that the policy was made for, or a policy for this model"
+    if len(mine) != len(theirs):
+        raise InputError(
+            f"the policy was made for {len(mine)} {kind}s, but the model has {len(theirs)}; {mend}"
+        )
+    if (mine != theirs).any():
+        (index,) = first(mine != theirs)
+        raise InputError(
+            f"the policy was made for {int(mine[index])} {what} of {kind} {index}, but the model has "
+            f"{int(theirs[index])}; {mend}"
+        )
+
+
 def joint_states(
     observation: Tensor, state_sizes: IntArray, read: IntArray
 ) -> tuple[Tensor, torch.Size]:

@@ -1,9 +1,14 @@
-"""Policies as `.safetensors` files: tensors plus one JSON string of metadata, so no code."""
+"""Policies as `.safetensors` files: tensors plus one JSON string of metadata, so no code.
+
+Tables that another trainer wrote are read from `.npz` files.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -157,38 +162,46 @@ def load_tables(
     """(scopes, `probabilities` or `logits`, tables, temperature) of a `.npz` file of tables.
 
     Raises:
-        InputError: The file is missing or damaged, holds both kinds or none, or lacks an agent's array.
+        InputError: The file is missing or damaged, holds both kinds of tables or none, lacks an
+            agent's array, or has more agents than the model.
     """
+    arrays = _archive(path)
+    if not n_agents:
+        return [], "logits", [], arrays.get("temperature", np.float64(1.0))
+    kinds = [kind for kind in ("probabilities", "logits") if f"{kind}_0" in arrays]
+    if len(kinds) != 1:
+        raise InputError(
+            f"{path} holds {' and '.join(f'{kind}_0' for kind in kinds) or 'no table'}; give "
+            f"scope_k with either probabilities_k or logits_k for every agent k from 0"
+        )
+    for k in range(n_agents):
+        for name in (f"scope_{k}", f"{kinds[0]}_{k}"):
+            if name not in arrays:
+                raise InputError(
+                    f"{path} has no array {name}; the model has {n_agents} agents, and each needs "
+                    f"scope_k and {kinds[0]}_k"
+                )
+    if f"scope_{n_agents}" in arrays:
+        raise InputError(
+            f"{path} has an array scope_{n_agents}, but the model has {n_agents} agents, numbered "
+            f"from 0; leave the others out"
+        )
+    scopes = [arrays[f"scope_{k}"] for k in range(n_agents)]
+    tables = [arrays[f"{kinds[0]}_{k}"] for k in range(n_agents)]
+    return scopes, kinds[0], tables, arrays.get("temperature", np.float64(1.0))
+
+
+def _archive(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz` file; none is unpickled."""
+    if not Path(path).exists():
+        raise InputError(f"there is no file {path}")
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is one array; a .npz file of tables is needed")
-            kinds = [kind for kind in ("probabilities", "logits") if f"{kind}_0" in file]
-            if n_agents and len(kinds) != 1:
-                raise InputError(
-                    f"{path} holds {' and '.join(f'{kind}_0' for kind in kinds) or 'no table'}; give "
-                    f"scope_k with either probabilities_k or logits_k for every agent k from 0"
-                )
-            for k in range(n_agents):
-                for name in (f"scope_{k}", f"{kinds[0]}_{k}"):
-                    if name not in file:
-                        raise InputError(
-                            f"{path} has no array {name}; the model has {n_agents} agents, and each "
-                            f"needs scope_k and {kinds[0]}_k"
-                        )
-            if f"scope_{n_agents}" in file:
-                raise InputError(
-                    f"{path} has an array scope_{n_agents}, but the model has {n_agents} agents"
-                )
-            scopes = [file[f"scope_{k}"] for k in range(n_agents)]
-            tables = [file[f"{kinds[0]}_{k}"] for k in range(n_agents)]
-            temperature = file["temperature"] if "temperature" in file else np.float64(1.0)
-            return scopes, kinds[0] if kinds else "logits", tables, np.asarray(temperature)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, TypeError) as error:
-        raise InputError(f"{path} is damaged or no .npz file: {error}") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged or no .npz file: {error}") from error
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return dict(file)
+    # What zipfile, zlib and NumPy's header reader raise on bytes that nobody wrote; TypeError on
+    # a single array.
+    except (
+        ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+        TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        raise InputError(f"{path} is damaged or no .npz file of tables: {error}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchloc.errors import InputError
+from torchloc.mdp.checks import first
+from torchloc.policy.checks import check_logits
 from torchloc.policy.groups import AgentGroup
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
@@ -176,3 +178,55 @@ def scale_logits(network: nn.Module, factor: Tensor) -> None:
     with torch.no_grad():
         for parameter in last.parameters():
             parameter.mul_(factor[:, None, None].to(parameter.dtype))
+
+
+def common_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating dtype that all parameters share; float64 where there are none.
+
+    Raises:
+        InputError: They differ, or hold no floating numbers.
+    """
+    dtypes = {value.dtype for value in parameters.values()} or {torch.float64}
+    dtype = next(iter(dtypes))
+    if len(dtypes) > 1 or not dtype.is_floating_point:
+        raise InputError(
+            f"the network parameters have dtypes {sorted(map(str, dtypes))}; one floating dtype is "
+            f"needed"
+        )
+    return dtype
+
+
+def fill(
+    modules: nn.ModuleList, groups: Sequence[AgentGroup], parameters: Mapping[str, Tensor]
+) -> None:
+    """Gives networks that were built without numbers their parameters, which they keep.
+
+    Args:
+        modules: One network a group.
+        groups: Their agents.
+        parameters: By name, as in the state of `modules`.
+
+    Raises:
+        InputError: A parameter is missing, not needed or of another shape, or holds numbers that no
+            policy has.
+    """
+    needed = modules.state_dict()
+    for name in sorted({*needed, *parameters}):
+        have = tuple(parameters[name].shape) if name in parameters else "missing"
+        want = tuple(needed[name].shape) if name in needed else "absent"
+        if have != want:
+            raise InputError(
+                f"network parameter {name} is {have}, but kind, scopes and sizes need {want}"
+            )
+    modules.load_state_dict(dict(parameters), assign=True)
+    for group, network in zip(groups, modules, strict=True):
+        agents = group.agents.tolist()
+        if isinstance(network, Tabular):
+            tables = group.unflatten(network.table.detach().double()).numpy()
+            check_logits(tables, lambda b, agents=agents: f"logits of agent {agents[b]}")
+            continue
+        for name, value in network.named_parameters():
+            broken = ~torch.isfinite(value.detach())
+            if bool(broken.any()):
+                agent = agents[first(broken.numpy())[0]]
+                raise InputError(f"parameter {name} of agent {agent} holds NaN or ∞")

@@ -276,13 +276,7 @@ class SoftmaxPolicy(nn.Module):
         cls, spec: dict[str, Any], arrays: dict[str, Tensor], parameters: dict[str, Tensor]
     ) -> SoftmaxPolicy:
         """A policy from its parts; networks are laid out without memory, then given parameters."""
-        kinds = {value.dtype for value in parameters.values()} or {torch.float64}
-        dtype = next(iter(kinds))
-        if len(kinds) > 1 or not dtype.is_floating_point:
-            raise InputError(
-                f"the network parameters have dtypes {sorted(map(str, kinds))}; one floating dtype "
-                f"is needed"
-            )
+        dtype = networks.common_dtype(parameters)
         description = networks.described(**spec)
         policy = cls(
             Scopes(arrays["scope_indptr"].numpy(), arrays["scope_indices"].numpy()),
@@ -292,61 +286,35 @@ class SoftmaxPolicy(nn.Module):
             description,
             arrays["temperature"].numpy(),
         )
-        needed = policy.networks.state_dict()
-        for name in sorted({*needed, *parameters}):
-            have = tuple(parameters[name].shape) if name in parameters else "missing"
-            want = tuple(needed[name].shape) if name in needed else "absent"
-            if have != want:
-                raise InputError(
-                    f"network parameter {name} is {have}, but kind, scopes and sizes need {want}"
-                )
-        policy.networks.load_state_dict(parameters, assign=True)
-        for group, network in zip(policy.groups, policy.networks, strict=True):
-            agents = group.agents.tolist()
-            if isinstance(network, networks.Tabular):
-                tables = group.unflatten(network.table.detach().double()).numpy()
-                checks.check_logits(tables, lambda b, agents=agents: f"logits of agent {agents[b]}")
-                continue
-            for name, value in network.named_parameters():
-                broken = ~torch.isfinite(value.detach())
-                if bool(broken.any()):
-                    agent = agents[first(broken.numpy())[0]]
-                    raise InputError(f"parameter {name} of agent {agent} holds NaN or ∞")
+        networks.fill(policy.networks, policy.groups, parameters)
         return policy
 
     def check(self, mdp: FactoredMDP) -> None:
         """Refuses a policy that was made for another model.
 
         Raises:
-            InputError: Number of agents, scopes, or sizes differ.
+            InputError: The number of agents or coordinates, scopes, or sizes differ.
         """
         self.scopes.check(mdp)
-        for kind, mine, theirs in (
-            ("coordinate", self.state_sizes, mdp.state_sizes),
-            ("agent", self.action_sizes, mdp.action_sizes),
-        ):
-            if not np.array_equal(mine, theirs):
-                same = min(len(mine), len(theirs))
-                differ = np.flatnonzero(mine[:same] != theirs[:same])
-                where = int(differ[0]) if len(differ) else same
-                raise InputError(
-                    f"the policy was made for {len(mine)} {kind}s and the model has {len(theirs)}, or their sizes "
-                    f"differ: the first difference is at {kind} {where}; use the policy's own model"
-                )
+        checks.check_fit(self.state_sizes, mdp.state_sizes, "coordinate", "values")
+        checks.check_fit(self.action_sizes, mdp.action_sizes, "agent", "actions")
 
     @classmethod
     def from_tables(cls, mdp: FactoredMDP, path: str | PathLike[str]) -> SoftmaxPolicy:
         """A tabular policy from a `.npz` file of tables, such as another trainer can write.
 
-        For each agent k the file holds `scope_k` (m,) coordinates and `probabilities_k` or `logits_k`
-        (*S[scope_k], A_k); optionally `temperature`, one number or (K,), for logits.
+        For each agent k the file holds `scope_k` (m,) coordinates and `probabilities_k` or
+        `logits_k` (*S[scope_k], A_k); optionally `temperature`, one number or (K,).
 
         Raises:
             InputError: The file is missing or damaged, an array is missing, or a table does not fit.
         """
         scopes, kind, tables, temperature = files.load_tables(path, mdp.n_agents)
         make = cls.from_probabilities if kind == "probabilities" else cls.from_logits
-        return make(mdp, scopes, tables, temperature=temperature)
+        try:
+            return make(mdp, scopes, tables, temperature=temperature)
+        except InputError as error:
+            raise type(error)(f"{path}: {error}") from error
 
     # -- temperatures, logits, laws ----------------------------------------------------------------
 

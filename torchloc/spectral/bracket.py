@@ -34,7 +34,7 @@ _FILTER = 64
 _WINDOW = 4
 _PAYS = 16
 _DEPTH = 3
-_CHEAP = 5e6
+_CHEAP = 1e6
 
 
 @dataclass(kw_only=True)
