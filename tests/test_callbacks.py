@@ -29,7 +29,7 @@ from torchloc.sensitivity import RUNGS
 from torchloc.trainer import Callback, Evaluation, Trainer, TrainState
 
 PAIR = env.sysadmin(2, topology="line", table="ippc")
-HOOKS = ("on_run_start", "on_iteration_start", "on_iteration_end", "on_run_end")
+JACOBI = Improvement(order="jacobi")
 
 
 class Raiser(Callback):
@@ -101,18 +101,18 @@ def test_a_callback_of_ones_own_needs_one_hook_and_no_change_of_the_trainer() ->
             if state.iteration == 2:
                 trainer.iterations = 2
 
-    assert len(train(PAIR, iterations=50, callbacks=[Enough()]).states) == 2
+    assert len(train(PAIR, iterations=9, callbacks=[Enough()]).states) == 2
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), KeyboardInterrupt(), tl.SolveError("no solution")], ids=repr
 )
-@pytest.mark.parametrize("hook", HOOKS[:3])
+@pytest.mark.parametrize("hook", ["on_run_start", "on_iteration_start", "on_iteration_end"])
 def test_every_callback_hears_of_the_error_that_ended_the_run(
     hook: str, error: BaseException
 ) -> None:
     late = Recorder()
-    trainer, early = prepare(PAIR, callbacks=[Raiser(hook, error), late])
+    trainer, early = prepare(PAIR, improvement=JACOBI, callbacks=[Raiser(hook, error), late])
     with pytest.raises(type(error)) as raised:
         trainer.run()
     assert raised.value is error is early.error is late.error
@@ -153,8 +153,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, call: int, error: Bas
     monkeypatch.setattr(room, where, broken)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), tl.SolveError("no solution")], ids=repr)
-@pytest.mark.parametrize("kind", ["tabular", "mlp"])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("mlp", KeyboardInterrupt()), ("tabular", tl.SolveError("no solution"))]
+)
 def test_an_interrupted_sweep_leaves_the_checkpoint_of_the_iteration_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: BaseException
 ) -> None:
@@ -178,10 +179,6 @@ def test_an_interrupted_sweep_leaves_the_checkpoint_of_the_iteration_before(
     assert torch.equal(
         found.generator.get_state(), recorder.states[1].snapshot.tensors["generator"]
     )
-    # And so goes on as the run would have.
-    whole, wanted = prepare(PAIR, kind=kind)
-    whole.run()
-    assert torch.equal(loaded["temperature"], wanted.parameters[1]["temperature"])
 
 
 @pytest.mark.parametrize("where", ["cyclic_sweep", "measure"])
@@ -217,9 +214,7 @@ def test_checkpoints_are_kept_as_asked(
 ) -> None:
     folder = tmp_path / "new" / "run"
     saving = Checkpoint(folder, every=every, keep=keep)
-    recorder = train(
-        PAIR, iterations=iterations, improvement=Improvement(order="jacobi"), callbacks=[saving]
-    )
+    recorder = train(PAIR, iterations=iterations, improvement=JACOBI, callbacks=[saving])
     assert kept(folder) == left
     assert saving.saved == checkpoint.saved(folder)[-1]
     for path in checkpoint.saved(folder):
@@ -252,9 +247,9 @@ CONFIGURATION = "env:\n  n: 2\nschedule:\n  start: 1.0\n"
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulator, Recorder]:
-    """Sixteen iterations with heat maps every five."""
+    """Sixteen iterations with heat maps every twelve."""
     folder = tmp_path_factory.mktemp("logged")
-    board = TensorBoard(folder, heat_maps_every=5, configuration=CONFIGURATION)
+    board = TensorBoard(folder, heat_maps_every=12, configuration=CONFIGURATION)
     recorder = train(PAIR, iterations=16, callbacks=[board])
     return events(folder), recorder
 
@@ -292,23 +287,17 @@ def test_the_pictures_are_there_and_the_last_ones_show_the_last_matrices(
     assert set(matrices) == {"H_coupled", "H_paper", "Pi_exact", "L"}
     for name, matrix in matrices.items():
         images = found.Images(f"matrix/{name}")
-        assert [image.step for image in images] == [5, 10, 15, 16]
+        assert [image.step for image in images] == [12, 16]
         shown = imread(io.BytesIO(images[-1].encoded_image_string))
         np.testing.assert_array_equal(shown[..., :3], drawn(matrix, name)[1])
         assert matrix.nnz and cells(matrix, name).std() > 0
 
 
-@pytest.mark.parametrize(("every", "steps"), [(0, [3]), (1, [1, 2, 3]), (2, [2, 3])])
-def test_pictures_come_as_often_as_asked_and_at_the_end(
-    tmp_path: Path, every: int, steps: list[int]
-) -> None:
-    train(
-        PAIR,
-        improvement=Improvement(order="jacobi"),
-        callbacks=[TensorBoard(tmp_path, heat_maps_every=every)],
-    )
+def test_without_a_step_for_pictures_they_come_at_the_end(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, heat_maps_every=0)
+    train(PAIR, iterations=2, improvement=JACOBI, callbacks=[board])
     found = events(tmp_path)
-    assert [image.step for image in found.Images("matrix/L")] == steps
+    assert [image.step for image in found.Images("matrix/L")] == [2]
     assert not [tag for tag in found.Tags()["tensors"] if "configuration" in tag]
 
 
@@ -316,7 +305,7 @@ def test_an_interrupted_run_leaves_its_whole_iterations_in_the_event_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, "measure", 3, KeyboardInterrupt())
-    trainer, _ = prepare(PAIR, callbacks=[TensorBoard(tmp_path)])
+    trainer, _ = prepare(PAIR, improvement=JACOBI, callbacks=[TensorBoard(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     found = events(tmp_path)
@@ -441,7 +430,8 @@ def test_an_interrupted_run_closes_with_the_iterations_that_are_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt(monkeypatch, "measure", 3, KeyboardInterrupt())
-    trainer, recorder = prepare(PAIR, callbacks=[ProgressBar(enabled=False)])
+    bar = ProgressBar(enabled=False)
+    trainer, recorder = prepare(PAIR, improvement=JACOBI, callbacks=[bar])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     text = capsys.readouterr().out
@@ -457,7 +447,8 @@ def test_an_interrupted_run_closes_with_the_iterations_that_are_whole(
 def test_the_command_that_opens_tensorboard_is_one_line_to_paste(
     folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(PAIR, iterations=1, callbacks=[ProgressBar(enabled=False, folder=folder)])
+    bar = ProgressBar(enabled=False, folder=folder)
+    train(PAIR, iterations=1, improvement=JACOBI, callbacks=[bar])
     line = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(line) == ["tensorboard", "--logdir", folder]
     if re.fullmatch(r"[\w/.-]+", folder):
@@ -467,7 +458,7 @@ def test_the_command_that_opens_tensorboard_is_one_line_to_paste(
 def test_the_bar_shows_iterations_reward_temperature_and_influence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recorder = train(PAIR, callbacks=[ProgressBar()])
+    recorder = train(PAIR, improvement=JACOBI, callbacks=[ProgressBar()])
     text, m = capsys.readouterr().out, recorder.metrics[-1]
     assert "3/3" in text and "τ 0.05" in text
     assert f"r̄ {m['reward/average']:.5g}" in text

@@ -247,7 +247,10 @@ def test_references_are_left_out_where_planning_does_not_fit(
 # Interrupts -----------------------------------------------------------------------------------
 
 
-def test_an_interrupt_anywhere_in_an_iteration_leaves_all_of_it_or_nothing() -> None:
+def test_an_interrupt_anywhere_in_an_iteration_leaves_all_of_it_or_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "REFERENCE_PAIRS", 0)
     code = Trainer._iterate.__code__
     numbers = {line for *_, line in code.co_lines() if line}
     stopped = 0

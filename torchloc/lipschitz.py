@@ -27,7 +27,11 @@ from torchloc.policy import SoftmaxPolicy
 
 
 def centred(logits: Tensor) -> Tensor:
-    """(…, A) logits minus their mean over the finite ones; −∞ stays −∞."""
+    """(…, A) logits minus their mean over the finite ones; −∞ stays −∞.
+
+    The largest is taken out first, so that what is common to all actions costs no digits.
+    """
+    logits = logits - logits.amax(dim=-1, keepdim=True)
     finite = torch.isfinite(logits)
     total = torch.where(finite, logits, 0.0).sum(dim=-1, keepdim=True)
     return logits - total / finite.sum(dim=-1, keepdim=True)

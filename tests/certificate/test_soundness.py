@@ -164,7 +164,7 @@ def test_bounds_hold_on_thousands_of_models(
     block: int, options: dict[str, Any], record_property: Any
 ) -> None:
     tightest: dict[str, float] = {}
-    for seed in range(1000 + 30 * block, 1030 + 30 * block):
+    for seed in range(1000 + 20 * block, 1020 + 20 * block):
         it = case(seed, options, kappa=seed % 5)
         if seed % 4 == block % 4:
             check_definitions(it)

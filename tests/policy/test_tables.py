@@ -1,8 +1,10 @@
-"""Policies from tables and functions: round trips, dtypes, and one clear error a rule."""
+"""Policies from tables, functions and files of tables: round trips, and one clear error a rule."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,3 +276,105 @@ def test_errors_name_the_agent_the_value_and_the_mend(case: str) -> None:
     message = str(caught.value)
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+# Tables from files ----------------------------------------------------------------------------
+
+
+def _archive(kind: str = "probabilities", **changes: Any) -> dict[str, Any]:
+    """Arrays for `MDP` on `SCOPES`; a change to None leaves an array out."""
+    tables = _laws() if kind == "probabilities" else _tables()
+    arrays = {f"scope_{k}": np.array(scope) for k, scope in enumerate(SCOPES)}
+    arrays |= {f"{kind}_{k}": table for k, table in enumerate(tables)}
+    return {name: array for name, array in {**arrays, **changes}.items() if array is not None}
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3, [0.3, 2.0]])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_tables_from_a_file(
+    kind: str, save: Callable[..., None], temperature: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "tables.npz"
+    save(path, **_archive(kind, temperature=temperature))
+    loaded = tl.SoftmaxPolicy.from_tables(MDP, str(path))
+    tables = _laws() if kind == "probabilities" else _tables()
+    build = getattr(tl.SoftmaxPolicy, f"from_{kind}")
+    given = build(MDP, SCOPES, tables, temperature=1.0 if temperature is None else temperature)
+    assert list(loaded.scopes) == SCOPES
+    assert torch.equal(loaded.temperature, given.temperature)
+    assert all(torch.equal(loaded.logits(k), given.logits(k)) for k in range(2))
+
+
+def test_a_file_of_tables_without_agents(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", note=np.zeros(3))
+    mdp = _sizes_model([2], [])
+    assert tl.SoftmaxPolicy.from_tables(mdp, tmp_path / "t.npz").n_agents == 0
+
+
+ARCHIVES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "both kinds": (
+        _archive(logits_0=np.zeros((4, 2, 2))),
+        ["probabilities_0 and logits_0", "either"],
+    ),
+    "no table": ({"scope_0": np.zeros(1)}, ["no table", "scope_k with either"]),
+    "no scope": (_archive(scope_1=None), ["no array scope_1", "2 agents"]),
+    "fewer tables": (_archive(probabilities_1=None), ["no array probabilities_1", "2 agents"]),
+    "more agents": (
+        _archive(scope_2=np.zeros(1, int)),
+        ["scope_2", "2 agents", "leave the others"],
+    ),
+    "shape": (_archive(probabilities_1=np.ones(3)), ["probabilities of agent 1", "(3, 3)"]),
+    "law": (_archive(probabilities_1=np.ones((3, 3))), ["probabilities of agent 1", "sums to 3"]),
+    "scope": (_archive(scope_1=np.array([7])), ["scope of agent 1", "coordinate 7"]),
+    "fractional scope": (_archive(scope_1=np.array([0.5])), ["scope of agent 1", "whole number"]),
+    "temperature": (_archive(temperature=-1.0), ["temperature is -1"]),
+    "objects": (_archive(probabilities_1=np.array([None, {}])), ["damaged", "allow_pickle"]),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_files_of_tables_are_checked(case: str, tmp_path: Path) -> None:
+    arrays, parts = ARCHIVES[case]
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(tl.InputError) as caught:
+        tl.SoftmaxPolicy.from_tables(MDP, tmp_path / "t.npz")
+    message = str(caught.value)
+    assert all(part in message for part in (str(tmp_path / "t.npz"), *parts)), message
+    assert "\n" not in message
+
+
+def test_missing_and_foreign_files_of_tables(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    with pytest.raises(tl.InputError, match="there is no file"):
+        tl.SoftmaxPolicy.from_tables(MDP, path)
+    with pytest.raises(tl.InputError, match=r"damaged or no \.npz"):
+        tl.SoftmaxPolicy.from_tables(MDP, tmp_path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    contents = [b"", b"hello", bytes(100), (tmp_path / "one.npy").read_bytes(), pickle.dumps({})]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(tl.InputError, match=r"t\.npz is damaged or no \.npz file"):
+            tl.SoftmaxPolicy.from_tables(MDP, path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_files_of_tables(save: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    save(path, **_archive())
+    raw = path.read_bytes()
+    rng = np.random.default_rng(0)
+    broken = [raw[: int(length)] for length in rng.integers(0, len(raw), 40)]
+    for place in rng.integers(0, len(raw), 150):
+        flipped = bytearray(raw)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        broken.append(bytes(flipped))
+    refused = 0
+    for content in broken:
+        path.write_bytes(content)
+        try:
+            tl.SoftmaxPolicy.from_tables(MDP, path)
+        except tl.InputError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 80

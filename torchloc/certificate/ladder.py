@@ -83,7 +83,7 @@ class Ladder:
     @cached_property
     def law_error(self) -> float:
         """θ ≥ ‖p̂ − p‖₁ for every law as computed."""
-        return law_error(self._size, most_actions(self.policy))
+        return law_error(most_actions(self.policy))
 
     @cached_property
     def _size(self) -> float:
@@ -143,7 +143,8 @@ def reward_oscillation(ladder: Ladder, *, entropy: bool = False) -> FloatArray:
     """b = Σ_m δ(r_m^π) (+ Σ_k τ_k δ(Ent π_k)), componentwise an upper bound of δ(r^π).
 
     A computed r_m^π of q actions is off by at most max |r_m|·(q θ + rounding of the sum), an entropy
-    by (log A + 2)·2 θ; the slack is twice that, where the term depends on the coordinate at all.
+    by (log A + log 1/θ)·θ; the slack is more than twice that, where the term depends on the
+    coordinate at all.
 
     Args:
         ladder: The policy on its model.
@@ -185,7 +186,7 @@ def _entropy_spreads(ladder: Ladder) -> Iterator[tuple[IntArray, FloatArray]]:
     groups = zip(ladder.tables.groups, entropy_terms(ladder.tables), strict=True)
     for group, (scope, values) in groups:
         tau = ladder.tables.temperature[torch.tensor(group.agents)].numpy()
-        slack = 4.0 * tau * (math.log(group.n_actions) + 2.0) * ladder.law_error
+        slack = 4.0 * tau * (math.log(group.n_actions) + 40.0) * ladder.law_error
         for column in range(scope.shape[1]):
             depends = stored(ladder.moving, group.agents, scope[:, column])
             yield scope[:, column], np.where(depends, _spread(values, column) + slack, 0.0)

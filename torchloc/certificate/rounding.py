@@ -1,10 +1,10 @@
 """What rounding can hide: outward factors for nonnegative sums, and absolute errors of computed laws.
 
-A logit z/τ is off by one rounding of its own size, its distance to the largest by one of at most
-twice that size; e^x and the sum over A actions add a few relative ones. Logits off by at most e make
-laws off by tanh(2e/4) ≤ e/2 in TV (theory, section 2). So every computed law p̂ of a policy has
+The laws of a policy are computed as softmax of x = (z − max z)/τ ≤ 0. Each x is right to two
+roundings of itself, so e^x, which they move by |x| e^x ≤ 1/e of them, is right to one unit whatever
+τ is; the exponential, the sum over A actions (≥ 1) and the division add a few relative ones. So
 
-    ‖p̂ − p‖₁ ≤ θ,   θ = (4·max |z/τ| + A + 16)·2⁻⁵³.
+    ‖p̂ − p‖₁ ≤ θ,   θ = (3 A + 16)·2⁻⁵³.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def outward(matrix: sp.csr_array, steps: float) -> sp.csr_array:
 
 
 def largest_logit(policy: SoftmaxPolicy) -> float:
-    """max |z/τ| over the finite logits."""
+    """max |z − max_a z|/τ over the finite logits."""
     size = 0.0
     for index in range(len(policy.groups)):
         scaled = policy.group_scaled_logits(index)
@@ -44,9 +44,9 @@ def most_actions(policy: SoftmaxPolicy) -> int:
     return max((group.n_actions for group in policy.groups), default=0)
 
 
-def law_error(size: float, actions: int) -> float:
-    """θ ≥ ‖p̂ − p‖₁ for computed laws of at most `actions` actions, with |z/τ| at most `size`."""
-    return (4.0 * size + actions + 16.0) * UNIT
+def law_error(actions: int) -> float:
+    """θ ≥ ‖p̂ − p‖₁ for computed laws of at most `actions` actions."""
+    return (3.0 * actions + 16.0) * UNIT
 
 
 def moving(policy: SoftmaxPolicy) -> sp.csr_array:

@@ -167,7 +167,7 @@ def load_tables(
     """
     arrays = _archive(path)
     if not n_agents:
-        return [], "logits", [], arrays.get("temperature", np.float64(1.0))
+        return [], "logits", [], arrays.get("temperature", np.ones(()))
     kinds = [kind for kind in ("probabilities", "logits") if f"{kind}_0" in arrays]
     if len(kinds) != 1:
         raise InputError(
@@ -188,7 +188,7 @@ def load_tables(
         )
     scopes = [arrays[f"scope_{k}"] for k in range(n_agents)]
     tables = [arrays[f"{kinds[0]}_{k}"] for k in range(n_agents)]
-    return scopes, kinds[0], tables, arrays.get("temperature", np.float64(1.0))
+    return scopes, kinds[0], tables, arrays.get("temperature", np.ones(()))
 
 
 def _archive(path: str | PathLike[str]) -> dict[str, np.ndarray]:

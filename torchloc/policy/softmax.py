@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import FloatArray, IntArray, first
+from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
 
