@@ -15,6 +15,7 @@ import torchloc
 PACKAGE = Path(torchloc.__file__).parent
 ROOMS = (
     "errors",
+    "shapes",
     "mdp",
     "graphs",
     "environments",

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from torchloc.policy import SoftmaxPolicy
+from torchloc.shapes import Float, Int
 
 
-def centred(logits: Tensor) -> Tensor:
+def centred(logits: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows A"]:
     """(…, A) logits minus their mean over the finite ones; −∞ stays −∞.
 
     The largest is taken out first, so that what is common to all actions costs no digits.
@@ -37,7 +38,7 @@ def centred(logits: Tensor) -> Tensor:
     return logits - total / finite.sum(dim=-1, keepdim=True)
 
 
-def logit_spreads(table: Tensor, *, span: bool) -> Tensor:
+def logit_spreads(table: Float[Tensor, "G *scope A"], *, span: bool) -> Float[Tensor, "G m"]:
     """L (or span) of enumerated logits for every coordinate of the scope.
 
     Args:
@@ -172,7 +173,9 @@ class LipschitzMonitor:
         self.close()
 
 
-def observed_spreads(observations: Tensor, logits: Tensor) -> Tensor:
+def observed_spreads(
+    observations: Int[Tensor, "G B m"], logits: Float[Tensor, "G B A"]
+) -> Float[Tensor, "G m"]:
     """Largest change of a centred logit among the pairs in a batch that differ in one coordinate.
 
     Args:

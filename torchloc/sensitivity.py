@@ -39,6 +39,7 @@ from torchloc.lipschitz import logit_lipschitz, logit_span, scope_matrix
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
+from torchloc.shapes import Float
 
 Rung = Literal["coupled", "exact", "span", "tanh", "paper", "scope"]
 RUNGS: tuple[Rung, ...] = ("coupled", "exact", "span", "tanh", "paper", "scope")
@@ -294,7 +295,7 @@ def _at(tensor: Tensor, axis: int, value: int) -> Tensor:
     return tensor if tensor.shape[axis] == 1 else tensor.narrow(axis, value, 1)
 
 
-def couple(p: Tensor, q: Tensor) -> Tensor:
+def couple(p: Float[Tensor, "*rows A"], q: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows A A"]:
     """The maximal coupling J = diag(min(p, q)) + (p − min)(q − min)ᵀ / TV(p, q).
 
     Args:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchloc.errors import InputError
 from torchloc.evaluation.joint import JointEvaluation, Objective
 from torchloc.policy import scaled_logits
+from torchloc.shapes import Float
 
 Weighting = Literal["stationary", "uniform"]
 
@@ -40,12 +41,12 @@ class BlockTarget:
     """
 
     agent: int
-    gain: Tensor
-    average: Tensor
-    scope_error: Tensor
+    gain: Float[Tensor, "R U A"]
+    average: Float[Tensor, "R A"]
+    scope_error: Float[Tensor, " R"]
 
 
-def span(values: Tensor) -> Tensor:
+def span(values: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
     """(…, A) → (…): max − min over the actions."""
     return values.amax(dim=-1) - values.amin(dim=-1)
 
@@ -81,13 +82,13 @@ def block_target(
 
 
 def prox_logits(
-    logits: Tensor,
-    gain: Tensor,
+    logits: Float[Tensor, "*rows A"],
+    gain: Float[Tensor, "*rows A"],
     *,
     temperature: Tensor | float,
     prox: Tensor | float,
     objective: Objective,
-) -> Tensor:
+) -> Float[Tensor, "*rows A"]:
     """The closed-form prox step.
 
     Args:
@@ -116,17 +117,19 @@ def prox_logits(
     return (anchor + tau * gain) / (eta + tau)
 
 
-def log_law(logits: Tensor, temperature: Tensor | float) -> Tensor:
+def log_law(
+    logits: Float[Tensor, "*rows A"], temperature: Tensor | float
+) -> Float[Tensor, "*rows A"]:
     """(…, A) float64 log softmax(z/τ)."""
     return torch.log_softmax(scaled_logits(logits, temperature), dim=-1)
 
 
-def kl(first: Tensor, second: Tensor) -> Tensor:
+def kl(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
     """(…) KL of two laws given by their logarithms (…, A); ∞ where the support is not contained."""
     gap = torch.where(first.isneginf(), 0.0, first - second)
     return torch.where(first.isneginf(), 0.0, first.exp() * gap).sum(dim=-1).clamp(min=0.0)
 
 
-def entropy(log_probabilities: Tensor) -> Tensor:
+def entropy(log_probabilities: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
     """(…) entropy in nats of laws given by their logarithms (…, A)."""
     return torch.special.entr(log_probabilities.exp()).sum(dim=-1)

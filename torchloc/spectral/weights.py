@@ -183,5 +183,5 @@ class WeightMaker:
             found = self.at(upper + excess)
             if found is not None:
                 return found
-            excess = max(4.0 * excess, np.finfo(np.float64).tiny)
+            excess = max((4.0 if upper > 0.0 else 16.0) * excess, np.finfo(np.float64).tiny)
         return ones
