@@ -107,6 +107,8 @@ class Checkpoint(Callback):
     ) -> None:
         if every < 0 or keep < 1:
             raise InputError(f"every is {every} and keep {keep}; they must be ≥ 0 and ≥ 1")
+        if every < 0 or keep < 1:
+            raise InputError(f"every is {every} and keep {keep}; they must be ≥ 0 and ≥ 1")
         self.folder = Path(folder)
         self.every = every
         self.keep = keep

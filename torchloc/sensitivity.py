@@ -139,6 +139,7 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
     """
     if rung not in RUNGS:
         raise InputError(f"rung is {rung!r}; choose one of {', '.join(RUNGS)}")
+    policy.check(mdp)
     if rung == "coupled":
         return coupled_influence(mdp, PolicyTables.read(policy))
     product = action_sensitivity(mdp) @ policy_sensitivity(policy, rung)

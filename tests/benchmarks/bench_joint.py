@@ -1,7 +1,9 @@
 """Stationary law and Poisson solution on the jair ring, to width 1e-10, on two threads.
 
-Every case runs in a process of its own, so that its peak memory is its own. Timed is all that an
-evaluation does, elimination plans and closed classes included; not the imports and the model.
+Every case runs in a process of its own, so that its peak memory is its own. Timed is all that the
+first evaluation of a model does, elimination plans and closed classes included; not building the
+model, nor what the first evaluation of a process imports (a small ring is solved before). Meant for
+a quiet machine: a second thread that has to share its core makes the first one wait.
 """
 
 from __future__ import annotations
@@ -24,15 +26,20 @@ pytestmark = pytest.mark.benchmark
 
 WIDTH = 1e-10
 PER_MACHINE = 0.619421276697
-"""Average reward a machine at n = 12, to twelve digits; the ring's length moves it below 1e-9."""
+"""Average reward a machine at n = 12, to twelve digits; longer rings move it by 2e-8."""
+
+
+def ring(n: int) -> tuple[tl.FactoredMDP, tl.SoftmaxPolicy]:
+    mdp = sysadmin(n=n)
+    tables = sysadmin_hand_rule(mdp, alarm=0.3, idle=0.05)
+    return mdp, tl.SoftmaxPolicy.from_probabilities(mdp, tl.neighbourhood_scopes(mdp), tables)
 
 
 def measure(n: int) -> dict[str, float]:
-    """Seconds, width and peak resident memory (GiB) of one evaluation, cold."""
+    """Seconds, width and peak resident memory (GiB) of one evaluation."""
     torch.set_num_threads(2)
-    mdp = sysadmin(n=n)
-    tables = sysadmin_hand_rule(mdp, alarm=0.3, idle=0.05)
-    policy = tl.SoftmaxPolicy.from_probabilities(mdp, tl.neighbourhood_scopes(mdp), tables)
+    tl.JointEvaluation(*ring(10)).poisson()
+    mdp, policy = ring(n)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     joint = tl.JointEvaluation(mdp, policy, tolerance=WIDTH)
@@ -64,9 +71,8 @@ def test_jair_ring(n: int, seconds: float, gib: float | None) -> None:
         f"{found['per_machine']:.12f} a machine"
     )
     assert found["width"] <= WIDTH and found["residual"] <= WIDTH
-    if n == 12:
-        # Half the width a system, and twelve digits.
-        assert found["per_machine"] == pytest.approx(PER_MACHINE, abs=WIDTH / n + 1e-12)
+    off = WIDTH / n + 1e-12 if n == 12 else 1e-7
+    assert found["per_machine"] == pytest.approx(PER_MACHINE, abs=off)
     # d·h = 0 up to rounding of a sum whose terms are of the size of h.
     assert found["centred"] <= 1e-10
     assert gib is None or found["peak"] <= gib

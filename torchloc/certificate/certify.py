@@ -110,7 +110,7 @@ def certify(
         InputError: Something is out of range or does not fit.
         BudgetError: A closed loop is too large to enumerate.
     """
-    policy.scopes.check(mdp)
+    policy.check(mdp)
     _check(kappa, discount, dynamics, objective, rungs, steps)
     moves = _site_law(mdp, dynamics, site_law)
     environment = environment or Environment(mdp)

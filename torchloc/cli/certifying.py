@@ -348,7 +348,7 @@ def _reasons(
         more = " → …" if len(diagnosis.cycle) > 12 else ""
         weights = ", ".join(f"{edge.weight:.3g}" for edge in diagnosis.cycle[:12])
         lines.append(
-            f"heaviest cycle: {walk}{more} → {mdp.coordinate_name(diagnosis.cycle[-1].influenced)}, "
+            f"heaviest cycle: {walk}{more} → {mdp.coordinate_name(diagnosis.cycle[0].cause)}, "
             f"weights {weights}, geometric mean {diagnosis.cycle_rate:.4g}"
         )
     for lever in diagnosis.levers:

@@ -107,7 +107,7 @@ class JointEvaluation:
         if not tolerance > 0.0:
             raise InputError(f"tolerance is {tolerance}; it must be > 0")
         check_budget(mdp)
-        policy.scopes.check(mdp)
+        policy.check(mdp)
         self.mdp = mdp
         self.policy = policy
         self.objective: Objective = objective

@@ -409,7 +409,7 @@ class SoftmaxPolicy(nn.Module):
         return actions.reshape(*lead, self.n_agents)
 
 
-def scaled_logits(logits: Tensor, temperature: Tensor) -> Tensor:
+def scaled_logits(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """(z − max_a z)/τ in float64: the maximum is taken out first, so that no quotient overflows."""
     logits = logits.double()
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature

@@ -8,6 +8,8 @@ Perron vector reaches beyond the range of floating point.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import cg
@@ -16,17 +18,14 @@ from torchloc.spectral.blocks import Block
 from torchloc.spectral.matrices import Floats
 from torchloc.spectral.solvers import SpectralBudget, choose_solver
 
-_DIRECT_SIZE = 200_000
 _DIRECT_FILL = 30_000_000
 _ROUNDS = 300
 
 
 def _laplacian_solve(laplacian: sp.csr_array, right: Floats, budget: SpectralBudget) -> Floats:
     """Solve a grounded Laplacian: directly where that is cheap, else by conjugate gradients."""
-    solver = choose_solver(laplacian, budget) if laplacian.shape[0] <= _DIRECT_SIZE else None
-    if laplacian.shape[0] > _DIRECT_SIZE:
-        banded = choose_solver(laplacian, SpectralBudget(fill=_DIRECT_FILL))
-        solver = banded
+    fill = min(budget.fill, _DIRECT_FILL)
+    solver = choose_solver(laplacian, replace(budget, fill=fill))
     if solver is not None:
         solve = solver.factor(-laplacian, 0.0)
         if solve is not None:
@@ -45,7 +44,8 @@ def least_squares_potential(block: Block, budget: SpectralBudget) -> Floats | No
     size = block.size
 
     def divergence(values: Floats) -> Floats:
-        return np.bincount(row, values, size) - np.bincount(column, values, size)
+        into = np.bincount(row, values, size).astype(np.float64)
+        return into - np.bincount(column, values, size)
 
     ones = np.ones_like(logs)
     right = np.stack([divergence(logs), divergence(ones)], axis=1)

@@ -93,7 +93,7 @@ class Block:
         else:
             least = np.minimum.reduceat(quotient, self.starts)
             most = np.maximum.reduceat(quotient, self.starts)
-        lost = underflow(self._least, vector, self.terms)
+        lost = underflow(self._least, vector, self.terms, moved=True)
         lower, upper = down(least, self.terms), up(most, self.terms)
         if lost:
             lower, upper = np.maximum(lower - lost, 0.0), np.nextafter(upper + lost, np.inf)

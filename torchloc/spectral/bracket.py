@@ -13,6 +13,7 @@ Wielandt), and ρ(B) ≥ ρ(B_SS) for a principal submatrix. The vectors come fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,23 +22,23 @@ import scipy.sparse as sp
 from torchloc.spectral.balance import least_squares_potential
 from torchloc.spectral.blocks import Block, components, cycle_potentials
 from torchloc.spectral.matrices import Floats, Ints
-from torchloc.spectral.solvers import Solve, Solver, SpectralBudget, choose_solver
+from torchloc.spectral.solvers import Solver, SpectralBudget, choose_solver
+from torchloc.spectral.steps import SMALLEST, chebyshev_filter, falls_soon, inverse_steps
 
 _SMALL = 2000
 _FEW_STEPS, _STEPS = 24, 96
 _LOOK = 8
 _PATCHES = (16, 128, 1024, 8192, 65_536)
-_RANGE = 1e-60
 _FOLD = 1e3
-_PATIENCE = 30
 _FILTER = 64
-_WINDOW = 4
-_PAYS = 16
+_NEAR = 0.999
+_NUDGE = 1e-15
+_SLOW = 2
 _DEPTH = 3
 _CHEAP = 1e6
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Bracket:
     """What a search has reached.
 
@@ -45,7 +46,7 @@ class Bracket:
         lower: rigorous, ≤ ρ.
         upper: rigorous, ≥ ρ.
         note: what kept the search from its goal; empty where it was reached.
-        nodes: where one component holds all nodes, the exponents (n,) and mantissas (n,) of a
+        vector: where one component holds all nodes, the exponents (n,) and mantissas (n,) of a
             vector with quotients ≤ upper (up to rounding); else None.
     """
 
@@ -55,9 +56,32 @@ class Bracket:
     vector: tuple[Ints, Floats] | None = None
 
 
+def _log(value: float) -> float:
+    """log of a bound; of 0, that of the smallest normal number."""
+    return math.log(max(value, 2.0**-1022))
+
+
 @dataclass(kw_only=True)
 class _Search:
-    """One block under way: the bounds so far, a component each, and the vector in its gauge."""
+    """One block under way: the bounds so far and the vector in its gauge.
+
+    Attributes:
+        block: the components that may still attain ρ.
+        target: as in `search`.
+        depth: how many submatrices deep this search is.
+        floor: ρ of the components of one node, exactly.
+        x: (n,) the vector, > 0.
+        found: a lower bound of ρ from outside the block, or from a submatrix.
+        closed: an upper bound of ρ of the components that were left out.
+        low: (C,) lower bounds, a component each.
+        high: (C,) upper bounds.
+        guess: (C,) estimates of ρ that set the shift of the power steps.
+        quotient: (n,) of the vector last looked at.
+        best: exponents and mantissas of the vector with the smallest upper bound (one component).
+        steps: power steps and filter degrees so far.
+        trace: the upper bound and the gap after each window of power steps.
+        why: what kept the search from its goal.
+    """
 
     block: Block
     tolerance: float
@@ -132,7 +156,7 @@ class _Search:
             if self.done:
                 return
             self.prune()
-            if self.x.min() < _RANGE:
+            if self.x.min() < SMALLEST:
                 self.x = self.block.fold(self.x)
 
     def _window(self) -> None:
@@ -158,27 +182,6 @@ class _Search:
             growth = (block.masses(self.x) / mass) ** (1.0 / _LOOK) * (high + 0.5 * self.guess)
         self.guess = np.clip(growth - 0.5 * self.guess, self.low, self.high)
         self.trace.append((self.upper, self.upper - self.lower))
-
-    def chebyshev(self, degree: int) -> None:
-        """One Chebyshev filter: damps [−upper, upper(1 − (6/degree)²)], where most eigenvalues lie.
-
-        It needs √ of the steps that power iteration needs where the spectrum is close to real; what
-        it gives is smoothed by power steps and then checked like any other vector.
-        """
-        block, high = self.block, self.block.spread(self.high)
-        edge = high * (1.0 - min((6.0 / degree) ** 2, 0.5))
-        centre, half = 0.5 * (edge - high), 0.5 * (edge + high)
-        older, old = self.x, (block.csr @ self.x - centre * self.x) / half
-        with np.errstate(all="ignore"):
-            for step in range(degree - 1):
-                older, old = old, (block.csr @ old - centre * old) * (2.0 / half) - older
-                if step % 8 == 7:
-                    size = np.abs(old).max()
-                    older, old = older / size, old / size
-        if np.isfinite(old).all():
-            self.x = np.abs(old) / np.abs(old).max() + _RANGE
-            self.steps += degree
-            self.power(8)
 
     def localised(self, most: float = 2 * _PATCHES[-1]) -> None:
         """Lower bounds from submatrices: of the nodes with the largest quotients, more and more.
@@ -234,67 +237,40 @@ class _Search:
 
     def inverse(self, solver: Solver) -> None:
         """Inverse steps, the shift at the upper bound (Noda) or, where that is slow, bisected."""
-        below, slow, nudge = self.lower, 0, 1e-15
+        below, slow, nudge = self.lower, 0, _NUDGE
         trial, balanced = self.upper, solver.cost <= _CHEAP
         for _ in range(self.budget.factorisations):
             if self.x.max() > _FOLD * self.x.min():
                 self.x = self.block.fold(self.x)
-            before = self.upper
+            before, grew, settled = self.upper, False, False
             solve = solver.factor(self.block.csr, trial)
-            grew, settled = (False, False) if solve is None else self._steps(solve, trial)
+            if solve is not None:
+                self.x, grew, settled = inverse_steps(
+                    solve, self.x, trial, self.tolerance, self.budget.solves
+                )
             if grew:
                 self.look()
-                if settled and not self.done:
-                    self.localised(most=np.inf)
+            if settled and not self.done:
+                self.localised(most=np.inf)
             if self.done:
                 return
-            upper = self.upper
-            if not grew and trial < upper:
+            if not grew and trial < before:
                 below = max(below, trial)
-            nudge = nudge * 8.0 if not grew and trial >= upper else 1e-15
+            nudge = 8.0 * nudge if not grew and trial >= before else _NUDGE
             below = max(below, self.lower)
-            if upper - below <= 0.25 * self.tolerance * upper:
+            if self.upper - below <= 0.25 * self.tolerance * self.upper:
                 below = self.lower
-            shrunk = np.log(before / upper) / np.log(before / below) if below > 0.0 else 0.0
-            slow = 0 if shrunk >= 0.5 or trial < before else slow + 1
-            if slow >= 2 and not balanced:
+            halved = 2.0 * math.log(self.upper) <= math.log(before) + _log(below)
+            slow = 0 if halved or trial < before else slow + 1
+            if slow >= _SLOW and not balanced:
                 self.balance()
                 balanced = True
             trial = self.upper * (1.0 + nudge)
-            if slow >= 2:
-                middle = np.sqrt(below) * np.sqrt(upper) if below > 0.0 else 1e-3 * upper
-                trial, slow = min(middle, self.upper * (1.0 - self.tolerance / 4)), 0
+            if slow >= _SLOW:
+                middle = math.exp(0.5 * (_log(below) + math.log(self.upper)))
+                trial = min(middle, self.upper * (1.0 - 0.25 * self.tolerance))
+                slow = 0
         self.why = f"{self.budget.factorisations} factorisations did not close the gap"
-
-    def _steps(self, solve: Solve, shift: float) -> tuple[bool, bool]:
-        """Steps x ← (shift − B)⁻¹x with one factor, while they pay.
-
-        Returns:
-            Whether there was a step (none: the solution has not one sign, so shift ≤ ρ up to
-            rounding), and whether the upper bound has settled.
-        """
-        previous, change, grew = np.inf, np.inf, False
-        for _ in range(self.budget.solves):
-            with np.errstate(all="ignore"):
-                y = solve(self.x)
-                if not (np.isfinite(y).all() and (y > 0.0).all()):
-                    return grew, False
-                ratio = self.x / y
-            grew = True
-            low, high = shift - float(ratio.max()), shift - float(ratio.min())
-            self.x = y / y.max()
-            if self.x.min() < _RANGE or high - low <= 0.25 * self.tolerance * high:
-                return grew, False
-            last, change, previous = change, previous - high, high
-            if not np.isfinite(last):
-                continue
-            rate = min(max(change / last, 0.0), 0.999) if last > 0.0 else 0.0
-            left = change * rate / (1.0 - rate)
-            if left <= self.tolerance / 16 * high:
-                return grew, True
-            if left * rate**_PATIENCE > self.tolerance / 16 * high:
-                return grew, False
-        return grew, False
 
     def filters(self, highest: int) -> None:
         """Chebyshev filters of growing degree, as long as each lowers the upper bound."""
@@ -303,10 +279,12 @@ class _Search:
             before, gap = self.upper, self.upper - self.lower
             spread = float(np.ptp(self.quotient))
             block, exponent, x = self.block, self.block.exponent, self.x
-            self.chebyshev(degree)
-            self.prune()
-            if not self.done:
-                self.localised()
+            filtered = chebyshev_filter(block.csr, x, block.spread(self.high), degree)
+            self.steps += degree
+            if filtered is None:
+                return
+            self.x = filtered
+            self.power_and_patches(_LOOK)
             if self.done:
                 return
             slow = before - self.upper < 0.01 * gap and float(np.ptp(self.quotient)) > 0.7 * spread
@@ -317,66 +295,62 @@ class _Search:
                 return
             degree *= 2
 
+    def power_and_patches(self, steps: int) -> None:
+        """Power steps, then lower bounds from submatrices."""
+        self.power(steps)
+        self.prune()
+        if not self.done:
+            self.localised()
+
     def run(self) -> None:
         """Close the gap, or say why it stayed open."""
         small = self.block.size <= _SMALL
-        self.power(_FEW_STEPS if small else _STEPS)
-        self.prune()
-        if not (self.done or small):
-            self.localised()
+        if small:
+            self.power(_FEW_STEPS)
+            self.prune()
+        else:
+            self.power_and_patches(_STEPS)
         if self.done:
             return
-        solver = choose_solver(self.block.csr, self.budget)
+        block, solver = self.block, choose_solver(self.block.csr, self.budget)
         if solver is None or solver.cost > _CHEAP:
-            while not self.done and self.steps < self.budget.power_steps and self._power_pays():
-                self.power(_STEPS)
-                self.prune()
-                self.localised()
-            if not self.done:
-                self.filters(4 * _FILTER if solver is not None else self.budget.power_steps)
-            while solver is None and not self.done and self.steps < self.budget.power_steps:
-                self.power(_STEPS)
-                self.prune()
-                self.localised()
+            self._without(solver is not None)
         if self.done:
             return
+        if self.block is not block:
+            solver = choose_solver(self.block.csr, self.budget)
         if solver is None:
             self.why = (
                 f"{self.steps} power steps left a gap, and a factorisation is foreseen to exceed "
                 f"{self.budget.fill} entries"
             )
             return
-        solver = choose_solver(self.block.csr, self.budget) or solver
         if solver.cost <= _CHEAP:
             self.balance()
         if not self.done:
             self.inverse(solver)
 
-    def _power_pays(self) -> bool:
-        """Whether a few hundred more power steps are foreseen to settle the upper bound or the gap.
+    def _without(self, reserve: bool) -> None:
+        """Power steps and filters where a factorisation is dear, or (no `reserve`) out of reach."""
+        limit = self.budget.power_steps
+        while not self.done and self.steps < limit and self._power_pays():
+            self.power_and_patches(_STEPS)
+        if not self.done:
+            self.filters(4 * _FILTER if reserve else limit)
+        while not (reserve or self.done) and self.steps < limit:
+            self.power_and_patches(_STEPS)
 
-        Both are taken to fall geometrically, at the rate of the last two windows.
+    def _power_pays(self) -> bool:
+        """Whether a few hundred power steps are foreseen to close the gap.
+
+        Or, where the vector is localised, to settle the upper bound: a patch gives the lower one.
         """
-        if len(self.trace) < 2 * _WINDOW + 1:
-            return False
-        first, second, third = (
-            self.trace[-1 - 2 * _WINDOW],
-            self.trace[-1 - _WINDOW],
-            self.trace[-1],
-        )
+        uppers, gaps = [list(values) for values in zip(*self.trace, strict=True)]
         goal = 0.25 * self.tolerance * self.upper
-        localised = np.count_nonzero(self.quotient >= 0.999 * self.upper) <= self.block.size // 2
-        for column in (0, 1):
-            if column == 0 and not localised:
-                continue
-            drop, last = first[column] - second[column], second[column] - third[column]
-            if not 0.0 < last < drop < np.inf:
-                continue
-            rate = last / drop
-            left = last * rate / (1.0 - rate) if column == 0 else third[column]
-            if left > goal and np.log(left / goal) <= _PAYS * -np.log(rate):
-                return True
-        return False
+        if falls_soon(gaps, goal, to_zero=True):
+            return True
+        near = np.count_nonzero(self.quotient >= _NEAR * self.upper)
+        return near <= self.block.size // 2 and falls_soon(uppers, goal, to_zero=False)
 
 
 def search(

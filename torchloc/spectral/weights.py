@@ -57,7 +57,7 @@ def check_weights(matrix: Checked, vector: Floats) -> Weighted | None:
     with np.errstate(over="ignore", under="ignore"):
         quotient = float(((csr @ weights) / weights).max())
     smallest = float(csr.data.min()) if csr.nnz else 1.0
-    lost = underflow(smallest, weights, matrix.terms)
+    lost = underflow(smallest, weights, matrix.terms, moved=False)
     rate = float(up(quotient, matrix.terms))
     if lost:
         rate = float(np.nextafter(rate + lost, np.inf))
