@@ -107,7 +107,7 @@ class SpectralBound:
         """log₂ of bounds of ‖M^t‖_∞, t = 0, 1, …; only t = 0 where ρ may reach 1."""
         if self.upper >= 1.0:
             return np.zeros(1)
-        return power_norms(self._matrix, self.upper, self._budget.entries)
+        return power_norms(self._matrix, self.upper, self._budget.norm_entries)
 
     @cached_property
     def nilpotency(self) -> int | None:

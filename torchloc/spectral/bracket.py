@@ -32,6 +32,7 @@ _PATCHES = (16, 128, 1024, 8192, 65_536)
 _FOLD = 1e3
 _FILTER = 64
 _NEAR = 0.999
+_LEAST_SHIFT = 1e-6
 _NUDGE = 1e-15
 _SLOW = 2
 _DEPTH = 3
@@ -116,6 +117,12 @@ class _Search:
         return max(self.lower, self.closed, float(self.high.max(initial=0.0)))
 
     @property
+    def limit(self) -> int:
+        """How many power steps the budget allows on this block."""
+        reads = self.block.csr.nnz + 2 * self.block.size
+        return min(self.budget.power_steps, self.budget.power_entries // reads)
+
+    @property
     def done(self) -> bool:
         """The gap is closed, or a caller that wants a lower bound of `target` has its answer."""
         lower, upper = self.lower, self.upper
@@ -165,8 +172,9 @@ class _Search:
         if self.done:
             return
         block, high = self.block, self.high
+        least = np.maximum(self.low, _LEAST_SHIFT * high)
         if not self.trace:
-            self.guess = np.sqrt(np.maximum(self.low, 1e-12 * high)) * np.sqrt(high)
+            self.guess = np.sqrt(least) * np.sqrt(high)
         shift, scale = block.spread(0.5 * self.guess), block.spread(high + 0.5 * self.guess)
         mass, often = block.masses(self.x), not self.trace
         for step in range(1, _LOOK + 1):
@@ -180,7 +188,7 @@ class _Search:
                 image = block.csr @ self.x
         with np.errstate(all="ignore"):
             growth = (block.masses(self.x) / mass) ** (1.0 / _LOOK) * (high + 0.5 * self.guess)
-        self.guess = np.clip(growth - 0.5 * self.guess, self.low, self.high)
+        self.guess = np.clip(growth - 0.5 * self.guess, least, high)
         self.trace.append((self.upper, self.upper - self.lower))
 
     def localised(self, most: float = 2 * _PATCHES[-1]) -> None:
@@ -275,7 +283,7 @@ class _Search:
     def filters(self, highest: int) -> None:
         """Chebyshev filters of growing degree, as long as each lowers the upper bound."""
         degree = _FILTER
-        while degree <= highest and self.steps + degree <= self.budget.power_steps:
+        while degree <= highest and self.steps + degree <= self.limit:
             before, gap = self.upper, self.upper - self.lower
             spread = float(np.ptp(self.quotient))
             block, exponent, x = self.block, self.block.exponent, self.x
@@ -332,12 +340,11 @@ class _Search:
 
     def _without(self, reserve: bool) -> None:
         """Power steps and filters where a factorisation is dear, or (no `reserve`) out of reach."""
-        limit = self.budget.power_steps
-        while not self.done and self.steps < limit and self._power_pays():
+        while not self.done and self.steps < self.limit and self._power_pays():
             self.power_and_patches(_STEPS)
         if not self.done:
-            self.filters(4 * _FILTER if reserve else limit)
-        while not (reserve or self.done) and self.steps < limit:
+            self.filters(4 * _FILTER if reserve else self.limit)
+        while not (reserve or self.done) and self.steps < self.limit:
             self.power_and_patches(_STEPS)
 
     def _power_pays(self) -> bool:
@@ -349,7 +356,7 @@ class _Search:
         goal = 0.25 * self.tolerance * self.upper
         if falls_soon(gaps, goal, to_zero=True):
             return True
-        near = np.count_nonzero(self.quotient >= _NEAR * self.upper)
+        near = int(np.count_nonzero(self.quotient >= _NEAR * self.upper))
         return near <= self.block.size // 2 and falls_soon(uppers, goal, to_zero=False)
 
 

@@ -126,6 +126,8 @@ def underflow(least: float, vector: Floats, terms: int, *, moved: bool) -> float
     smallest, largest = float(vector.min()), max(float(vector.max()), 1.0)
     if least * smallest >= _NORMAL * largest:
         return 0.0
+    if not smallest > 0.0:
+        return np.inf
     share = 1.0 / min(smallest, 1.0)
     return (terms + 2) * _TINY * (share * (1.0 + largest) if moved else share)
 

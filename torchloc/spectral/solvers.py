@@ -40,17 +40,19 @@ class SpectralBudget:
 
     Attributes:
         power_steps: shifted power steps a block.
+        power_entries: matrix entries that the power steps of a block may read in all.
         factorisations: factorisations of λI − B a block.
         solves: solves with one factorisation.
         fill: entries of one factorisation (12 bytes each, about).
-        entries: matrix entries that the norms ‖M^t‖ of the (C, λ) candidates may read in all.
+        norm_entries: matrix entries that the norms ‖M^t‖ of the (C, λ) may read in all.
     """
 
-    power_steps: int = 1024
+    power_steps: int = 20_000
+    power_entries: int = 8_000_000_000
     factorisations: int = 60
     solves: int = 40
     fill: int = 150_000_000
-    entries: int = 200_000_000
+    norm_entries: int = 200_000_000
 
 
 class Solver(Protocol):
@@ -150,7 +152,8 @@ class SparseSolver:
 
 def _peeled(matrix: sp.csr_array) -> sp.csr_array:
     """The symmetric pattern without its hanging trees, which are eliminated without fill."""
-    pattern = sp.csr_array((np.ones(matrix.nnz, dtype=np.int8), matrix.indices, matrix.indptr))
+    ones = np.ones(matrix.nnz, dtype=np.int8)
+    pattern = sp.csr_array((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
     pattern = sp.csr_array(pattern + pattern.T)
     for _ in range(_PEELS):
         stay = np.diff(pattern.indptr) - (pattern.diagonal() != 0) > 1
