@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
-from torchloc.mdp.checks import FloatArray
+from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.spectral import (
     SpectralBound,
     Weighted,
@@ -72,6 +72,73 @@ class RungCertificate:
     def certified(self) -> bool:
         """Whether the upper bound of ρ(M_m) is below 1, so that tails are finite."""
         return self.contraction.upper < 1.0
+
+    @property
+    def weighted(self) -> Weighted | None:
+        """(w, λ) with max_i δ_i((T^m)^t f)/w_i ≤ λ^t max_i δ_i(f)/w_i (paper, B.7, W = diag(1/w)).
+
+        None where no weights are in range; λ is just above `contraction.upper`.
+        """
+        return self.contraction.weighted
+
+    def ball(self, coordinate: int, radius: int) -> IntArray:
+        """Coordinates that can reach `coordinate` in at most `radius` applications of the matrix, ascending.
+
+        Those are the edges of the support graph, i → j where H[j, i] > 0, followed backwards: what `delta_hat`
+        at radius κ may depend on (paper, Theorem 7.2 and B.4, locality).
+
+        Raises:
+            InputError: No such coordinate, or a negative radius.
+        """
+        return np.flatnonzero(self._distances(coordinate, radius) >= 0)
+
+    def influence_bound(self, cause: int, coordinate: int) -> tuple[float, float]:
+        """How far `cause` is from `coordinate`, and what it can still do there (paper, B.4).
+
+        For any f of that coordinate alone with oscillation 1: δ_cause(T^t f) = 0 for t < m·d, and
+        Σ_t δ_cause(T^t f) ≤ the bound, which falls like λ^d: w_cause / w_coordinate · λ^d / (1 − λ). Of a
+        several-step rung only the distance is told (m = `steps`).
+
+        Returns:
+            (d, bound): the distance in the support graph (∞ if there is no path, with bound 0), and the bound
+            (∞ where not certified).
+
+        Raises:
+            InputError: No such coordinate.
+        """
+        n = self.matrix.shape[0]
+        reached = self._distances(coordinate, n)
+        if not 0 <= cause < n:
+            raise InputError(f"cause is {cause}; the model has {n} coordinates, numbered from 0")
+        if reached[cause] < 0:
+            return math.inf, 0.0
+        distance = int(reached[cause])
+        closing = self._closing
+        if closing is None or self.steps > 1:
+            return distance, math.inf
+        ratio = closing.weights[cause] / closing.weights[coordinate]
+        tail = closing.rate**distance / (1.0 - closing.rate)
+        return distance, float(ratio * tail * (1.0 + (2.0 * distance + 16.0) * UNIT))
+
+    def _distances(self, coordinate: int, radius: int) -> IntArray:
+        """(N,) number of edges from each coordinate to `coordinate`, −1 beyond the radius."""
+        n = self.matrix.shape[0]
+        if not 0 <= coordinate < n:
+            raise InputError(
+                f"coordinate is {coordinate}; the model has {n} coordinates, numbered from 0"
+            )
+        if radius < 0:
+            raise InputError(f"radius is {radius}; it must be ≥ 0")
+        distance = np.full(n, -1, dtype=np.int64)
+        frontier = np.array([coordinate])
+        distance[frontier] = 0
+        for step in range(1, radius + 1):
+            causes = np.unique(self.matrix[frontier].indices)
+            frontier = causes[distance[causes] < 0]
+            if len(frontier) == 0:
+                break
+            distance[frontier] = step
+        return distance
 
     @property
     def row_norm(self) -> float:
