@@ -6,6 +6,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 2
+# One thread a worker: on small tensors more threads only wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 
 .PHONY: help setup train test check bench picture clean
 
@@ -45,12 +48,12 @@ train: $(STAMP)
 	$(PY) -m torchloc train $(ARGS)
 
 test: $(STAMP)
-	$(PY) -m pytest -q $(ARGS)
+	$(TESTS) $(ARGS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m pyright
-	$(PY) -m pytest -q -m slow $(ARGS)
+	$(TESTS) -m slow $(ARGS)
 
 bench: $(STAMP)
 	$(PY) -m pytest -q -s -m benchmark $(ARGS)

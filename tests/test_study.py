@@ -41,9 +41,15 @@ def lines(axes: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def test_a_run_is_read_back_whole(tmp_path: Path) -> None:
-    recorder = written(tmp_path)
-    series = study.read_run(tmp_path)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, written(folder)
+
+
+def test_a_run_is_read_back_whole(run: tuple[Path, Recorder]) -> None:
+    folder, recorder = run
+    series = study.read_run(folder)
     assert set(series) == set(recorder.metrics[0])
     for tag, (steps, values) in series.items():
         assert steps.tolist() == [1.0, 2.0, 3.0] and values.dtype == np.float64
@@ -79,21 +85,20 @@ def test_a_run_broken_off_at_once_has_nothing_to_draw(tmp_path: Path) -> None:
         study.run_figure(series)
 
 
-@pytest.mark.parametrize("discount", [1.0, 0.9])
 def test_the_figure_shows_reward_optimum_temperature_and_the_ladder(
-    tmp_path: Path, discount: float
+    run: tuple[Path, Recorder], tmp_path: Path
 ) -> None:
-    recorder = written(tmp_path, evaluation=Evaluation(discount=discount))
-    series = study.read_run(tmp_path)
+    folder, recorder = run
+    series = study.read_run(folder)
     figure = study.run_figure(series)
     left, right, cooling = figure.axes
     shown = lines(left)
     np.testing.assert_array_equal(shown["reward per agent"], series["reward/per_agent"])
     optimum = recorder.states[-1].optimum
     assert optimum is not None
-    # Per agent and step: V* = Σ γ^t g is (1 − γ)⁻¹ such steps. The axis holds two single numbers.
-    rate = optimum.gain * (1.0 if discount == 1.0 else 1.0 - discount) / PAIR.n_agents
-    np.testing.assert_allclose(shown["joint optimum"][1], rate, rtol=4 * SINGLE)
+    # The sum of two numbers in single precision.
+    wanted = optimum.gain / PAIR.n_agents
+    np.testing.assert_allclose(shown["joint optimum"][1], wanted, rtol=4 * SINGLE)
     np.testing.assert_array_equal(lines(cooling)["τ"], series["schedule/temperature"])
     assert cooling.get_yscale() == "log"
     ladder = lines(right)
@@ -104,6 +109,20 @@ def test_the_figure_shows_reward_optimum_temperature_and_the_ladder(
     target = tmp_path / "run.png"
     figure.savefig(target)
     assert target.stat().st_size > 10_000
+
+
+def test_the_optimum_of_a_discounted_run_is_drawn_per_step() -> None:
+    """V* stands for (1 − γ)⁻¹ steps of the reward that the figure shows."""
+    recorder = train(PAIR, iterations=2, evaluation=Evaluation(discount=0.9))
+    series = {
+        tag: (np.arange(1.0, 3.0), np.array([m[tag] for m in recorder.metrics]))
+        for tag in recorder.metrics[0]
+    }
+    optimum = recorder.states[-1].optimum
+    assert optimum is not None
+    shown = lines(study.run_figure(series).axes[0])
+    rate = optimum.gain * (1.0 - 0.9) / PAIR.n_agents
+    np.testing.assert_allclose(shown["joint optimum"][1], rate, rtol=1e-12)
 
 
 def test_the_figure_needs_no_optimum_and_no_reward(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def heat_map(matrix: Any, name: str) -> Figure:
 def coarse(matrix: Any) -> np.ndarray:
     """A sparse matrix as a dense one of at most `LARGEST_MAP` rows and columns, by block maxima."""
     coo = matrix.tocoo()
-    steps = [-(-size // LARGEST_MAP) for size in matrix.shape]
+    steps = [max(-(-size // LARGEST_MAP), 1) for size in matrix.shape]
     shape = [max(-(-size // step), 1) for size, step in zip(matrix.shape, steps, strict=True)]
     dense = np.zeros(shape)
     np.maximum.at(dense, (coo.coords[0] // steps[0], coo.coords[1] // steps[1]), coo.data)

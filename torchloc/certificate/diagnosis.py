@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from torchloc.certificate.certify import Certificate
 from torchloc.certificate.ladder import Environment, Ladder
+from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
 from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.policy import SoftmaxPolicy
@@ -75,7 +76,7 @@ class Temperatures:
 
     Attributes:
         rung: Its name.
-        multiples: Multiples of the present temperatures that were checked to certify (ρ < 1).
+        multiples: Multiples of the present temperatures that were checked to certify (γρ < 1).
         threshold: Smallest multiple known to certify, for the rungs that are monotone in τ: every larger one does
             too. None if none does, or if the rung is not monotone.
     """
@@ -92,7 +93,7 @@ class Diagnosis:
     Attributes:
         rung: The rung that was looked at.
         rho: Its bracket.
-        floor: Bracket of ρ(E^s); where its lower end is ≥ 1, no temperature certifies `exact` … `scope`.
+        floor: Bracket of ρ(E^s); where γ times its lower end is ≥ 1, no temperature certifies `exact` … `scope`.
         component: Coordinates of the strongly connected component with the largest ρ, ascending.
         cycle: The cycle of largest geometric mean weight found in it, edge after edge.
         cycle_rate: That mean, a lower bound of ρ.
@@ -256,32 +257,36 @@ def certifying_temperatures(
     rungs: Sequence[str] = ("coupled", "exact", "span", "paper"),
     *,
     accuracy: float = 1e-3,
+    discount: float = 1.0,
 ) -> list[Temperatures]:
-    """Which multiples of the present temperatures certify each rung, the logits held.
+    """Which multiples of the present temperatures certify each rung (γρ < 1), the logits held.
 
     Args:
         environment: Of the model.
         policy: The policy; not changed.
         rungs: Which rungs.
         accuracy: Relative accuracy of a threshold; the threshold returned is itself certified.
+        discount: γ in (0, 1].
     """
     trial = copy.deepcopy(policy)
     present = policy.temperature.clone()
 
     def certifies(rung: str, multiple: float) -> bool:
         trial.set_temperature(present * multiple)
-        return spectral_radius(Ladder(environment, trial).matrix(rung)).upper < 1.0
+        radius = spectral_radius(Ladder(environment, trial).matrix(rung)).upper
+        return radius * discount * (1.0 + 4.0 * UNIT) < 1.0 if discount < 1.0 else radius < 1.0
 
     result = []
+    floor = discount * environment.floor.lower
     for rung in rungs:
         if rung in MONOTONE:
             threshold = None
-            if environment.floor.lower < 1.0:
+            if floor < 1.0:
                 threshold = _threshold(lambda m, r=rung: certifies(r, m), accuracy)
             found = () if threshold is None else (threshold,)
             result.append(Temperatures(rung, found, threshold))
         else:
-            hopeless = rung != "coupled" and environment.floor.lower >= 1.0
+            hopeless = rung != "coupled" and floor >= 1.0
             found = () if hopeless else tuple(m for m in GRID if certifies(rung, m))
             result.append(Temperatures(rung, found, None))
     return result

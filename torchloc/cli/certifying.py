@@ -7,27 +7,32 @@ The model is composed as `torchloc-train` composes it (`env=sysadmin env.n=6`), 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import json
-import math
-import sys
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from torchloc import config
 from torchloc.cli.building import build
 from torchloc.cli.outcome import refuse
-from torchloc.config.ranges import closest
+from torchloc.cli.report import as_dict, show
+from torchloc.config.ranges import Range, closest
 from torchloc.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from torchloc.certificate import Certificate, RungCertificate
-    from torchloc.certificate.diagnosis import Diagnosis, Temperatures
+    from torchloc.certificate import Certificate
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
     from torchloc.policy import SoftmaxPolicy
+
+LARGEST_KAPPA = 100_000
+"""Rounds of message passing at most."""
+MOST_STEPS = 100
+_STEPPED = re.compile(r"coupled_([1-9]\d*)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         prog="torchloc-certify",
         description="Certifies how local a policy makes a model, and says why where it does not.",
         epilog="Exit codes: 0 certified by the asked rung, 3 not certified or undecided, 2 bad input.",
+        allow_abbrev=False,
     )
     add = result.add_argument
     add(
@@ -54,15 +60,19 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--rung",
         default="coupled",
-        help="the rung that decides: coupled, coupled_2, …, exact … scope",
+        help="the rung that decides: coupled (default), coupled_2, …, exact, span, tanh, paper or scope",
     )
-    add("--steps", type=int, default=1, metavar="M", help="add the rungs coupled_2 … coupled_M")
-    add("--kappa", type=int, default=3, help="truncation radius of tail and ε")
-    add("--epsilon", type=float, metavar="E", help="print the κ that brings every ε_k to E")
-    add("--discount", type=float, default=1.0, help="γ in (0, 1]; 1 is the average reward")
+    steps, kappa = _whole(Range(1, MOST_STEPS)), _whole(Range(0, LARGEST_KAPPA))
+    positive, discount = _real(Range(0, low_open=True)), _real(Range(0, 1, low_open=True))
+    add("--steps", type=steps, metavar="M", help="add the rungs coupled_2 … coupled_M")
+    add("--kappa", type=kappa, default=3, help="truncation radius of tail and ε")
+    add("--epsilon", type=positive, metavar="E", help="print the κ that brings every ε_k to E")
+    add("--discount", type=discount, default=1.0, help="γ in (0, 1]; 1 is the average reward")
     add("--dynamics", default="synchronous", help="synchronous or asynchronous (uniform site law)")
     add("--objective", default="reward", help="reward or entropy")
-    add("--temperature", type=float, metavar="T", help="certify at this temperature, logits held")
+    add(
+        "--temperature", type=positive, metavar="T", help="certify at this temperature, logits held"
+    )
     add("--no-reasons", action="store_true", help="leave the diagnosis out")
     add("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     add("--heat-maps", metavar="FOLDER", help="draw the influence matrices as PNG files")
@@ -86,7 +96,13 @@ def run(arguments: Sequence[str] | None = None) -> bool:
     # Late, because it imports torch.
     from torchloc.certificate import certify
     from torchloc.certificate.diagnosis import certifying_temperatures, diagnose
+    from torchloc.sensitivity import RUNGS
 
+    names = [*RUNGS, *(f"coupled_{m}" for m in range(2, args.steps + 1))]
+    if args.rung not in names:
+        raise InputError(
+            f"--rung {args.rung} is none of {', '.join(names)}{closest(args.rung, names)}"
+        )
     if args.temperature is not None:
         policy.set_temperature(args.temperature)
     certificate = certify(
@@ -98,33 +114,42 @@ def run(arguments: Sequence[str] | None = None) -> bool:
         objective=args.objective,
         steps=args.steps,
     )
-    if args.rung not in certificate:
-        raise InputError(
-            f"--rung {args.rung} is none of {', '.join(certificate)}"
-            f"{closest(args.rung, list(certificate))}"
-        )
     asked = certificate[args.rung]
     diagnosis, temperatures = None, []
     if not args.no_reasons:
         diagnosis = diagnose(certificate, policy, args.rung)
         if args.dynamics == "synchronous":
-            temperatures = certifying_temperatures(certificate.environment, policy)
-    report = as_dict(mdp, certificate, asked, args.epsilon, diagnosis, temperatures)
-    if args.json == "-":
-        print(json.dumps(report, indent=2))
-    else:
-        _show(mdp, policy, certificate, asked, args.epsilon, diagnosis, temperatures)
-    if args.json not in (None, "-"):
-        _writable(Path(args.json)).write_text(json.dumps(report, indent=2) + "\n")
+            temperatures = certifying_temperatures(
+                certificate.environment, policy, discount=args.discount
+            )
+    if args.json is not None:
+        report = as_dict(mdp, certificate, asked, args.epsilon, diagnosis, temperatures)
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        if args.json == "-":
+            print(text, end="")
+        else:
+            _write(Path(args.json), text)
+    if args.json != "-":
+        show(mdp, policy, certificate, asked, args.epsilon, diagnosis, temperatures)
     if args.heat_maps is not None:
         _draw(certificate, policy, Path(args.heat_maps))
     return asked.certified
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, all that can be checked without a model checked."""
     found = parser()
 
-    found.error = refuse  # type: ignore[method-assign]
+    def complain(message: str) -> NoReturn:
+        head, _, rest = message.partition("unrecognized arguments: ")
+        if not head:
+            known = [flag for flag in found._option_string_actions if flag.startswith("--")]
+            word = rest.split()[0].partition("=")[0]
+            hint = closest(word, known)
+            raise InputError(f"there is no argument {rest}{hint or '; see --help'}")
+        refuse(re.sub(r"^argument (\S+): (is )?", r"\1 \2", message))
+
+    found.error = complain  # type: ignore[method-assign]
     args = found.parse_intermixed_args(arguments)
     for flag, words in (
         ("dynamics", ("synchronous", "asynchronous")),
@@ -132,12 +157,71 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     ):
         value = getattr(args, flag)
         if value not in words:
-            raise InputError(
-                f"--{flag} {value} is none of {', '.join(words)}{closest(value, words)}"
-            )
-    if args.epsilon is not None and not args.epsilon > 0:
-        raise InputError(f"--epsilon is {args.epsilon}; it must be > 0")
+            near = [word for word in words if value and word.startswith(value)]
+            hint = f"; did you mean {near[0]}?" if near else closest(value, words)
+            raise InputError(f"--{flag} {value} is none of {', '.join(words)}{hint}")
+    _check_steps(args)
+    _check_outputs(args)
     return args
+
+
+def _whole(rule: Range) -> Callable[[str], int]:
+    """Reads a whole number within a range; argparse puts the flag before the message."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if int(text) in rule:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a whole number {rule}")
+
+    return read
+
+
+def _real(rule: Range) -> Callable[[str], float]:
+    """Reads a number within a range; argparse puts the flag before the message."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if float(text) in rule:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number {rule}")
+
+    return read
+
+
+def _check_steps(args: argparse.Namespace) -> None:
+    """Sets `steps` to what the rung needs where it is not given."""
+    stepped = _STEPPED.fullmatch(args.rung)
+    needed = int(stepped[1]) if stepped else 1
+    if needed > MOST_STEPS:
+        raise InputError(f"--rung {args.rung}: at most {MOST_STEPS} steps are computed")
+    if args.steps is None:
+        args.steps = needed
+    if args.steps < needed:
+        raise InputError(
+            f"--rung {args.rung} needs --steps {needed}, not {args.steps}; leave --steps out"
+        )
+    if args.steps > 1 and args.dynamics == "asynchronous":
+        given = f"--rung {args.rung}" if stepped else f"--steps {args.steps}"
+        raise InputError(
+            f"{given} is for --dynamics synchronous; several coupled steps say nothing where one "
+            f"coordinate moves per step"
+        )
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuses what cannot be written before anything is computed."""
+    if args.json not in (None, "-"):
+        path = Path(args.json)
+        if path.is_dir():
+            raise InputError(f"--json {path} is a folder; give the name of a file")
+        if not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; create it")
+    if args.heat_maps is not None:
+        folder = Path(args.heat_maps)
+        blocking = next((up for up in (folder, *folder.parents) if up.exists()), folder)
+        if blocking.exists() and not blocking.is_dir():
+            raise InputError(f"--heat-maps {folder}: {blocking} is no folder; give another name")
 
 
 def _model(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes]:
@@ -147,247 +231,83 @@ def _model(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes]:
     else:
         from torchloc.mdp import FactoredMDP
 
-        if any(override.startswith("env") for override in args.overrides):
-            raise InputError("--model and env=… both name a model; give one of them")
+        named = next((text for text in args.overrides if _group(text) == "env"), None)
+        if named is not None:
+            raise InputError(
+                f"--model {args.model} and {named} both name a model; give one of them"
+            )
+        _check_file("--model", args.model, "FactoredMDP.save")
         mdp = FactoredMDP.load(args.model)
     return mdp, build(cfg.scopes)(mdp)
 
 
+def _group(override: str) -> str:
+    """The first word of an override: env of env.n=3."""
+    return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def _check_file(flag: str, name: str, writer: str) -> None:
+    if not Path(name).exists() or not name:
+        raise InputError(f"{flag} {name!r}: there is no such file; write one with {writer}")
+    if Path(name).is_dir():
+        raise InputError(f"{flag} {name} is a folder; give the file in it")
+
+
 def _policy(args: argparse.Namespace, mdp: FactoredMDP, scopes: Scopes) -> SoftmaxPolicy:
     from torchloc import checkpoint
-    from torchloc.policy import SoftmaxPolicy
+    from torchloc.policy import SoftmaxPolicy, checks
 
+    settings = {_group(text): text for text in args.overrides}
     if args.policy == "uniform":
+        if "policy" in settings:
+            raise InputError(
+                f"{settings['policy']} describes a policy to be trained; give a trained one with "
+                f"--policy, or leave the setting out for the uniform policy"
+            )
         return SoftmaxPolicy.tabular(mdp, scopes)
     path = Path(args.policy)
-    if not path.exists():
-        raise InputError(f"--policy {args.policy}: there is no such file or folder")
+    if not args.policy or not path.exists():
+        near = difflib.get_close_matches(args.policy, ["uniform"])
+        hint = "; did you mean uniform?" if near else ", and it is not the word uniform"
+        raise InputError(f"--policy {args.policy!r}: there is no such file or folder{hint}")
     if path.is_dir():
         policy = checkpoint.load(path).policy
     elif path.suffix == ".npz":
-        return SoftmaxPolicy.from_tables(mdp, path)
+        policy = SoftmaxPolicy.from_tables(mdp, path)
     else:
         policy = SoftmaxPolicy.load(path)
-    policy.check(mdp)
+    try:
+        # Sizes first: what is said of them names the cure, what is said of scopes does not.
+        checks.check_fit(policy.state_sizes, mdp.state_sizes, "coordinate", "values")
+        checks.check_fit(policy.action_sizes, mdp.action_sizes, "agent", "actions")
+        policy.check(mdp)
+    except InputError as error:
+        raise InputError(f"--policy {args.policy}: {error}") from error
+    if "scopes" in settings and list(map(set, policy.scopes)) != list(map(set, scopes)):
+        raise InputError(
+            f"--policy {args.policy} brings scopes of its own, which are not those of "
+            f"{settings['scopes']}; leave that setting out"
+        )
     return policy
 
 
-def as_dict(
-    mdp: FactoredMDP,
-    certificate: Certificate,
-    asked: RungCertificate,
-    epsilon: float | None,
-    diagnosis: Diagnosis | None,
-    temperatures: list[Temperatures],
-) -> dict[str, Any]:
-    """The whole report as JSON types; an infinite number is the string "inf"."""
-    report: dict[str, Any] = {
-        "model": {"coordinates": mdp.n_coordinates, "agents": mdp.n_agents},
-        "rung": asked.rung,
-        "certified": asked.certified,
-        "kappa": certificate.kappa,
-        "discount": certificate.discount,
-        "dynamics": certificate.dynamics,
-        "objective": certificate.objective,
-        "floor": _pair(certificate.floor),
-        "rungs": {
-            name: {
-                "steps": rung.steps,
-                "rho": _pair(rung.rho),
-                "contraction": _pair(rung.contraction),
-                "rate_per_step": _number(rung.rate),
-                "certified": rung.certified,
-                "converged": rung.contraction.converged,
-                "row_norm": _number(rung.row_norm),
-                "column_norm": _number(rung.column_norm),
-                "delta_hat": _number(rung.delta_hat.max(initial=0.0)),
-                "tail": _number(rung.tail.max(initial=0.0)),
-                "poisson": _number(rung.poisson.max(initial=0.0)),
-                "bias": _number(rung.bias),
-                "epsilon": _number(rung.epsilon.max(initial=0.0)),
-                "paper_tail": _number(rung.uniform_tail_at(certificate.kappa)),
-                **({} if epsilon is None else {"kappa_for": _number(rung.kappa_for(epsilon))}),
-            }
-            for name, rung in certificate.items()
-        },
-    }
-    if mdp.n_coordinates == mdp.n_agents:
-        prior = _prior(mdp)
-        report["action_sup"] = {"row_norm": _number(prior[0]), "rho": _pair(prior[1])}
-    if diagnosis is not None:
-        report["diagnosis"] = {
-            "component": [mdp.coordinate_name(int(i)) for i in diagnosis.component[:1000]],
-            "component_size": len(diagnosis.component),
-            "cycle": [
-                {
-                    "cause": mdp.coordinate_name(edge.cause),
-                    "influenced": mdp.coordinate_name(edge.influenced),
-                    "weight": edge.weight,
-                }
-                for edge in diagnosis.cycle
-            ],
-            "cycle_rate": diagnosis.cycle_rate,
-            "levers": [
-                {
-                    "agent": mdp.agent_name(lever.agent),
-                    "coordinate": mdp.coordinate_name(lever.coordinate),
-                    "sensitivity": lever.sensitivity,
-                    "slope": lever.slope,
-                }
-                for lever in diagnosis.levers
-            ],
-        }
-    if temperatures:
-        report["temperatures"] = [
-            {"rung": t.rung, "multiples": list(t.multiples), "threshold": t.threshold}
-            for t in temperatures
-        ]
-    return report
-
-
-def _prior(mdp: FactoredMDP) -> tuple[float, Any]:
-    from torchloc.sensitivity import action_sup
-    from torchloc.spectral import norm_rows, spectral_radius
-
-    matrix = action_sup(mdp)
-    return norm_rows(matrix), spectral_radius(matrix)
-
-
-def _pair(bound: Any) -> list[float]:
-    return [float(bound.lower), float(bound.upper)]
-
-
-def _number(value: float) -> float | str:
-    return "inf" if math.isinf(value) else float(value)
-
-
-def _show(
-    mdp: FactoredMDP,
-    policy: SoftmaxPolicy,
-    certificate: Certificate,
-    asked: RungCertificate,
-    epsilon: float | None,
-    diagnosis: Diagnosis | None,
-    temperatures: list[Temperatures],
-) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
-    console.print(
-        f"{mdp.n_coordinates} coordinates, {mdp.n_agents} agents, {certificate.dynamics}, "
-        f"discount {certificate.discount:g}, κ = {certificate.kappa}"
-    )
-    console.print(_ladder(mdp, certificate, epsilon))
-    bound = asked.contraction
-    verdict = "certified" if asked.certified else "not certified"
-    if not asked.certified and bound.lower < 1.0:
-        verdict = f"undecided ({bound.note or 'the bracket holds 1'})"
-    console.print(
-        f"[bold]{verdict}[/bold] by {asked.rung}: {bound.lower:.9g} ≤ ρ ≤ {bound.upper:.9g}",
-        highlight=False,
-    )
-    for line in _reasons(mdp, policy, certificate, diagnosis, temperatures):
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def _ladder(mdp: FactoredMDP, certificate: Certificate, epsilon: float | None) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    headings = ["rung", "ρ ≤", "per step", "row norm", "col. norm", "tail", "ε", "paper's tail"]
-    if epsilon is not None:
-        headings.append(f"κ(ε={epsilon:g})")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "rung" else "right", no_wrap=True)
-    for name, rung in certificate.items():
-        cells = [name, f"{rung.rho.upper:.6f}", f"{rung.rate:.6f}"]
-        cells += [f"{rung.row_norm:.4f}", f"{rung.column_norm:.4f}"]
-        numbers = [rung.tail.max(initial=0.0), rung.epsilon.max(initial=0.0)]
-        numbers.append(rung.uniform_tail_at(certificate.kappa))
-        cells += ["∞" if math.isinf(x) else f"{x:.3g}" for x in numbers]
-        if epsilon is not None:
-            kappa = rung.kappa_for(epsilon)
-            cells.append("∞" if math.isinf(kappa) else str(kappa))
-        table.add_row(*cells, style=None if rung.certified else "dim")
-    if mdp.n_coordinates == mdp.n_agents:
-        norm, rho = _prior(mdp)
-        blanks = [""] * (len(headings) - 4)
-        table.add_row("action_sup", f"{rho.upper:.6f}", f"{rho.upper:.6f}", f"{norm:.4f}", *blanks)
-    return table
-
-
-def _reasons(
-    mdp: FactoredMDP,
-    policy: SoftmaxPolicy,
-    certificate: Certificate,
-    diagnosis: Diagnosis | None,
-    temperatures: list[Temperatures],
-) -> list[str]:
-    if diagnosis is None:
-        return []
-    floor = certificate.floor
-    lines = [
-        f"floor ρ(E^s) ≤ {floor.upper:.6g}: "
-        + (
-            "≥ 1, so no temperature certifies exact, span, tanh, paper or scope"
-            if floor.lower >= 1.0
-            else "below 1, so hot enough policies are certified by every rung"
-            if floor.upper < 1.0
-            else "undecided"
-        )
-    ]
-    size = len(diagnosis.component)
-    named = ", ".join(mdp.coordinate_name(int(i)) for i in diagnosis.component[:8])
-    lines.append(
-        f"critical component: {size} of {mdp.n_coordinates} coordinates "
-        f"({named}{', …' if size > 8 else ''})"
-    )
-    if diagnosis.cycle:
-        walk = " → ".join(mdp.coordinate_name(edge.cause) for edge in diagnosis.cycle[:12])
-        more = " → …" if len(diagnosis.cycle) > 12 else ""
-        weights = ", ".join(f"{edge.weight:.3g}" for edge in diagnosis.cycle[:12])
-        lines.append(
-            f"heaviest cycle: {walk}{more} → {mdp.coordinate_name(diagnosis.cycle[0].cause)}, "
-            f"weights {weights}, geometric mean {diagnosis.cycle_rate:.4g}"
-        )
-    for lever in diagnosis.levers:
-        lines.append(
-            f"agent {mdp.agent_name(lever.agent)} looking at coordinate "
-            f"{mdp.coordinate_name(lever.coordinate)}: Π = {lever.sensitivity:.4g}, "
-            f"∂ρ/∂Π ≈ {lever.slope:.4g}; ignoring it lowers ρ by about {lever.share:.3g}"
-        )
-    lines += [_temperatures(policy, floor.lower >= 1.0, found) for found in temperatures]
-    return lines
-
-
-def _temperatures(policy: SoftmaxPolicy, hopeless: bool, found: Temperatures) -> str:
-    """Which temperatures certify a rung, in one line."""
-    from torchloc.certificate.diagnosis import GRID
-
-    tau = policy.temperature
-    same = bool((tau == tau[0]).all()) if len(tau) else True
-    unit, what = (float(tau[0]), "τ") if same and len(tau) else (1.0, "multiples of τ_k")
-    if found.threshold is not None:
-        where = f"at {what} ≥ {unit * found.threshold:.4g}"
-    elif len(found.multiples) == len(GRID):
-        where = f"at every {what} checked, {len(GRID)} from {unit * GRID[0]:.3g} to {unit * GRID[-1]:.3g}"
-    elif found.multiples:
-        listed = ", ".join(f"{unit * multiple:.3g}" for multiple in found.multiples)
-        where = f"at {what} = {listed} of {len(GRID)} checked"
-    elif hopeless and found.rung != "coupled":
-        where = "at no temperature"
-    else:
-        where = (
-            f"at no {what} checked, {len(GRID)} from {unit * GRID[0]:.3g} to {unit * GRID[-1]:.3g}"
-        )
-    return f"{found.rung} certifies {where} (logits held)"
-
-
-def _writable(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise InputError(f"--json {path}: there is no folder {path.parent}")
-    return path
+def _write(path: Path, text: str) -> None:
+    """Writes a temporary file beside `path` and renames it: never half a report to read."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A link or a device such as /dev/stdout is written to; a rename would put a file in its place.
+    direct = path.is_symlink() or (path.exists() and not path.is_file())
+    try:
+        if direct:
+            path.write_text(text)
+        else:
+            scratch.write_text(text)
+            scratch.replace(path)
+    except OSError as error:
+        raise InputError(f"--json {path} cannot be written: {error.strerror}") from error
+    finally:
+        if not direct:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
 
 
 def _draw(certificate: Certificate, policy: SoftmaxPolicy, folder: Path) -> None:
@@ -395,9 +315,12 @@ def _draw(certificate: Certificate, policy: SoftmaxPolicy, folder: Path) -> None
     from torchloc.lipschitz import logit_lipschitz
     from torchloc.sensitivity import policy_sensitivity
 
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {f"H_{name}": rung.matrix for name, rung in certificate.items()}
     pictures["Pi_exact"] = policy_sensitivity(policy, "exact")
     pictures["L"] = logit_lipschitz(policy)
-    for name, matrix in pictures.items():
-        heat_map(matrix, name).savefig(folder / f"{name}.png", dpi=130)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, matrix in pictures.items():
+            heat_map(matrix, name).savefig(folder / f"{name}.png", dpi=130)
+    except OSError as error:
+        raise InputError(f"--heat-maps {folder} cannot be written: {error.strerror}") from error

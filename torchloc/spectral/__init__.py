@@ -2,17 +2,17 @@
 
 For M ≥ 0 (n, n), any size, dense or sparse, reducible or not:
 
-* lower ≤ ρ(M) ≤ upper, from checked vectors only (`bracket`). For x > 0, ρ ≤ max_i (M x)_i / x_i; for
-  x ≥ 0, x ≠ 0, ρ ≥ min over the support of (M x)_i / x_i (Collatz, Wielandt). No eigen-solver's word is
-  taken: a quotient of nonnegative terms is right to a few units of rounding, and is moved outward
-  by more than that (`matrices`). ρ is the maximum over strongly connected components; one node is
-  its diagonal entry, exactly, so a strictly triangular M has ρ = 0 exactly (`blocks`).
+* lower ≤ ρ(M) ≤ upper, from checked vectors only (`bracket`). For x > 0, ρ ≤ max_i (M x)_i/x_i; for
+  x ≥ 0, x ≠ 0, ρ ≥ min over the support of (M x)_i/x_i (Collatz, Wielandt). No eigen-solver's word
+  is taken: a quotient of nonnegative terms is right to a few units of rounding, and is moved
+  outward by more than that (`matrices`). ρ is the maximum over strongly connected components; one
+  node is its diagonal entry, exactly, so a strictly triangular M has ρ = 0 exactly (`blocks`).
 * weights w > 0 with M w ≤ λ_w w, λ_w just above ρ (`weights`).
-* (C, λ) with ‖M^t‖_∞ ≤ C λ^t for all t ≥ 0 (`constants`), ‖·‖_∞ the largest row sum. The bounds are for
-  the matrix that is handed in: oscillations obey δ(T f) ≤ M δ(f) with M = Hᵀ, so hand in Hᵀ.
+* (C, λ) with ‖M^t‖_∞ ≤ C λ^t for all t ≥ 0 (`constants`), ‖·‖_∞ the largest row sum. The bounds are
+  for the matrix that is handed in: oscillations obey δ(T f) ≤ M δ(f) with M = Hᵀ, so hand in Hᵀ.
 
-References: Berman and Plemmons, Nonnegative Matrices in the Mathematical Sciences, ch. 2 and 6; Noda,
-Numer. Math. 17 (1971), the inverse steps; Higham, Accuracy and Stability, ch. 3, the rounding.
+References: Berman and Plemmons, Nonnegative Matrices in the Mathematical Sciences, ch. 2 and 6;
+Noda, Numer. Math. 17 (1971), the inverse steps; Higham, Accuracy and Stability, ch. 3, the rounding.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class SpectralBound:
     def weighted(self) -> Weighted | None:
         """Weights with the rate closest above ρ that their range allows; None if M overflows sums.
 
-        The rate is within 0.1 % of `upper`, and below 1 if `upper` is, unless the weights would leave
-        1e±280 or (large matrices) need a factorisation out of proportion: then the next larger rate.
+        The rate is within 0.1 % of `upper`, and below 1 if `upper` is, unless the weights would
+        leave 1e±280 or (large matrices) need a factorisation out of proportion: then the next
+        larger rate. Computed on first use.
         """
         return self._maker.closest()
 
@@ -119,8 +120,8 @@ class SpectralBound:
     def candidates(self) -> tuple[PowerBound, ...]:
         """Pairs (C, λ), λ < 1, with ‖M^t‖_∞ ≤ C λ^t for all t ≥ 0: none where upper ≥ 1.
 
-        No pair is beaten by another in both numbers. Computed on first use: products for the norms of
-        powers, and one solve for each further weight where a factorisation is cheap.
+        No pair is beaten by another in both numbers. Computed on first use: products for the norms
+        of powers, and one solve for each further weight where a factorisation is cheap.
         """
         if self.upper >= 1.0:
             return ()

@@ -1,8 +1,8 @@
 """A diagonal gauge that makes the entries of a block as equal as it can.
 
 ‖2^{-φ} B 2^{φ}‖_∞ ≥ ρ(B) for every φ, and the best φ is the logarithm of the Perron vector. The
-least-squares φ of log₂ B_ij + φ_j − φ_i ≈ c over all entries is one solve with a graph Laplacian. It
-is exact on cycles, and on trees of two-way edges it makes the block symmetric, however far its
+least-squares φ of log₂ B_ij + φ_j − φ_i ≈ c over all entries is one solve with a graph Laplacian.
+It is exact on cycles, and on trees of two-way edges it makes the block symmetric, however far its
 Perron vector reaches beyond the range of floating point.
 """
 

@@ -1,4 +1,4 @@
-"""The search for lower ≤ ρ ≤ upper. Every number that leaves this file was read off a checked vector.
+"""The search for lower ≤ ρ ≤ upper: every bound that leaves here was read off a checked vector.
 
 For B ≥ 0 and x > 0: min_i (Bx)_i/x_i ≤ ρ(B) ≤ max_i (Bx)_i/x_i on an irreducible block (Collatz,
 Wielandt), and ρ(B) ≥ ρ(B_SS) for a principal submatrix. The vectors come from, in turn:
@@ -155,8 +155,8 @@ class _Search:
     def power(self, steps: int) -> None:
         """Shifted power steps x ← (B + s)x / (upper + s), s half of each component's ρ as guessed.
 
-        The guess is √(lower·upper) at first, then the growth over the last window of steps: one that
-        is far off lets periodic or star-like components converge slowly, and a fixed one would.
+        The guess is √(lower·upper) at first, then the growth over the last window of steps: a shift
+        far from ρ lets periodic or star-like components converge slowly.
         """
         for _ in range(-(-steps // _LOOK)):
             self._window()
@@ -167,7 +167,7 @@ class _Search:
                 self.x = self.block.fold(self.x)
 
     def _window(self) -> None:
-        """Power steps with one shift; the bounds are read every half window, at first every step."""
+        """Power steps with one shift; the bounds are read every half window, at first each step."""
         image = self.look()
         if self.done:
             return
@@ -280,8 +280,11 @@ class _Search:
                 slow = 0
         self.why = f"{self.budget.factorisations} factorisations did not close the gap"
 
-    def filters(self, highest: int) -> None:
-        """Chebyshev filters of growing degree, as long as each lowers the upper bound."""
+    def filters(self, highest: int, *, reserve: bool) -> None:
+        """Chebyshev filters of growing degree, as long as each lowers the upper bound.
+
+        Or, without a factorisation in `reserve`, evens out the quotients.
+        """
         degree = _FILTER
         while degree <= highest and self.steps + degree <= self.limit:
             before, gap = self.upper, self.upper - self.lower
@@ -295,8 +298,8 @@ class _Search:
             self.power_and_patches(_LOOK)
             if self.done:
                 return
-            slow = before - self.upper < 0.01 * gap and float(np.ptp(self.quotient)) > 0.7 * spread
-            if self.block is block and slow:
+            uneven = reserve or float(np.ptp(self.quotient)) > 0.7 * spread
+            if self.block is block and uneven and before - self.upper < 0.01 * gap:
                 block.regauge(exponent)
                 self.x = x
                 self.look()
@@ -343,7 +346,7 @@ class _Search:
         while not self.done and self.steps < self.limit and self._power_pays():
             self.power_and_patches(_STEPS)
         if not self.done:
-            self.filters(4 * _FILTER if reserve else self.limit)
+            self.filters(4 * _FILTER if reserve else self.limit, reserve=reserve)
         while not (reserve or self.done) and self.steps < self.limit:
             self.power_and_patches(_STEPS)
 

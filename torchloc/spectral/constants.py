@@ -2,8 +2,8 @@
 
 `power_norms` bounds ‖M^t‖_∞ = max(M^t 1) from above, by matrix–vector products rounded up. If
 ‖M^p‖_∞ ≤ λ^p, then C = max_{t<p} ‖M^t‖_∞ λ^{−t} serves for all t (write t = ap + r), a *Gelfand
-block*. Weights with M w ≤ λ w give C = max w / min w. ‖M^t‖ ≤ C ρ^t itself is false in general: at a
-Jordan block ‖M^t‖ρ^{−t} grows like t. If M^p = 0, every λ > 0 serves.
+block*. Weights with M w ≤ λ w give C = max w / min w. ‖M^t‖ ≤ C ρ^t itself is false in general: at
+a Jordan block ‖M^t‖ρ^{−t} grows like t. If M^p = 0, every λ > 0 serves.
 
 Numbers are kept as base-2 logarithms, so transients beyond 1e308 do not overflow; `_raised` moves a
 logarithm up by more than the few roundings that it has seen.
@@ -26,6 +26,7 @@ _MESH = np.array([0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7
 _MESH = np.append(_MESH, 1.0 - 2.0 ** -np.arange(6.0, 12.0))
 _NILPOTENT = -np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0])
 _DEEP = -900.0
+_SLACK = 2.0**-44
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PowerBound:
 
     Attributes:
         constant: C ≥ 1.
-        rate: λ > 0.
+        rate: λ ≥ 0 (0 for M = 0 only, with 0^0 = 1).
         kind: "gelfand" (powers), "nilpotent" (some power is 0) or "weighted" (max w / min w).
     """
 
@@ -48,9 +49,11 @@ class PowerBound:
         """Σ_{t>κ} C λ^t = C λ^{κ+1}/(1 − λ), rounded up; inf for λ ≥ 1."""
         if self.rate >= 1.0:
             return math.inf
-        exponent = _log2(self.constant) + (kappa + 1) * _log2(self.rate)
-        exponent -= math.log2(1.0 - self.rate)
-        return _exp2_up(exponent + _slack(kappa))
+        fall = (kappa + 1) * _log2(self.rate)
+        rise = _log2(self.constant) - math.log2(1.0 - self.rate)
+        if math.isinf(fall):
+            return 0.0
+        return _exp2_up(rise + fall + _SLACK * (abs(rise) + abs(fall) + 1.0))
 
     def kappa(self, eps: float, scale: float = 1.0) -> int | float:
         """The smallest κ ≥ 0 with scale · C λ^{κ+1}/(1 − λ) ≤ eps (as computed, rounded up); inf.
@@ -63,25 +66,23 @@ class PowerBound:
             return math.inf
         if scale == 0.0:
             return 0
+        fall = -_log2(self.rate)
         need = _log2(self.constant) - math.log2(1.0 - self.rate) + _log2(scale) - _log2(eps)
-        kappa = max(math.ceil(need / -_log2(self.rate)) - 2, 0)
-        while need + (kappa + 1) * _log2(self.rate) + _slack(kappa) > 0.0:
-            kappa += 1
-        return kappa
+        first = max(math.ceil(need / fall) - 2, 0)
+        for kappa in range(first, first + 4):
+            drop = (kappa + 1) * fall
+            if need - drop + _SLACK * (abs(need) + drop + 1.0) <= 0.0 or math.isinf(drop):
+                return kappa
+        return math.ceil((need + 4.0 * _SLACK * (abs(need) + 1.0)) / fall)
 
 
 def _raised(logs: Any) -> Any:
-    """Logarithms moved up by 2^-46 of their size, at least of 1."""
+    """Logarithms moved up by 2^-46 of their size, and at least by 2^-46."""
     return logs + (np.abs(logs) + 1.0) * 2.0**-46
 
 
 def _log2(value: float) -> float:
     return math.log2(value) if value > 0.0 else -math.inf
-
-
-def _slack(kappa: int) -> float:
-    """What the few roundings of a sum with the term (κ + 1) log₂ λ can amount to."""
-    return (kappa + 8.0) * 2.0**-42
 
 
 def _exp2_up(exponent: float) -> float:

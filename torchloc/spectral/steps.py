@@ -53,8 +53,8 @@ def inverse_steps(
 ) -> tuple[Floats, bool, bool]:
     """Steps x ← (shift − B)⁻¹x with one factorisation, while they pay.
 
-    They stop when the gap or the change still to come (taken as geometric) is small, when `_PATIENCE`
-    more steps are not foreseen to settle the upper bound, or when the range of x becomes extreme.
+    They stop when the gap or the change still to come (taken as geometric) is small, when
+    `_PATIENCE` more steps are not foreseen to settle the upper bound, or when x spans too much.
 
     Returns:
         The last x > 0, the largest entry 1; whether there was a step (none: a solution without one
@@ -84,7 +84,7 @@ def inverse_steps(
 
 
 def falls_soon(values: list[float], goal: float, *, to_zero: bool) -> bool:
-    """Whether a sequence, taken to fall geometrically, is foreseen to be within `goal` of its limit.
+    """Whether a sequence, taken to fall geometrically, will soon be within `goal` of its limit.
 
     Args:
         values: one value for each window of steps, the last one now.

@@ -7,8 +7,8 @@ w = (λI − M)⁻¹1 exists for every λ > ρ(M) and has (M w)_i / w_i = λ −
   w = Σ_{t<p} v_t + v_p (λ + s)/(λ − r), has M w ≤ λ w as soon as M v_p ≤ r v_p with r < λ;
 * the Perron vector itself, where the bracket has one and its range fits.
 
-Then ‖M^t‖_∞ ≤ (max w / min w) λ^t: t steps of M w ≤ λ w. Weights outside 1e±280 are refused, and one
-λ gives way to the next larger. w = 1 with the largest row sum always stands.
+Then ‖M^t‖_∞ ≤ (max w / min w) λ^t: t steps of M w ≤ λ w. Weights outside 1e±280 are refused, and
+one λ gives way to the next larger. w = 1 with the largest row sum always stands.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torchloc.spectral.solvers import Solver, SpectralBudget, choose_solver, tri
 
 _BITS = int(560 * np.log2(10.0))
 _SOLVE_SIZE = 20_000
-_SOLVE_COST = 5e7
+_QUICK_COST, _SOLVE_COST = 3e6, 5e7
 _MODEST = 40
 _CLOSURE = 512
 _LOOK = 8
@@ -56,15 +56,20 @@ def check_weights(matrix: Checked, vector: Floats) -> Weighted | None:
     csr = matrix.csr
     with np.errstate(over="ignore", under="ignore"):
         quotient = float(((csr @ weights) / weights).max())
-    smallest = float(csr.data.min()) if csr.nnz else 1.0
-    lost = underflow(smallest, weights, matrix.terms, moved=False)
+    entry = float(csr.data.min()) if csr.nnz else 1.0
+    lost = underflow(entry, weights, matrix.terms, moved=False)
     rate = float(up(quotient, matrix.terms))
     if lost:
         rate = float(np.nextafter(rate + lost, np.inf))
     if not np.isfinite(rate):
         return None
+    smallest, largest = float(weights.min()), float(weights.max())
     with np.errstate(over="ignore"):
-        constant = float(np.nextafter(weights.max() / weights.min(), np.inf))
+        constant = (
+            1.0
+            if smallest == largest
+            else float(np.nextafter(np.divide(largest, smallest), np.inf))
+        )
     return Weighted(weights, rate, constant)
 
 
@@ -150,20 +155,22 @@ class WeightMaker:
             return None
         if self._matrix.csr.nnz == 0:
             return self._accept(np.ones(self._matrix.size), rate)
-        small = self._matrix.size <= _SOLVE_SIZE
-        found = self._solved(rate, self._solver) if small else self._perron(rate, _MODEST)
+        quick = self.quick
+        found = self._solved(rate, self._solver) if quick else self._perron(rate, _MODEST)
         if found is None:
             found = self._solved(rate, self._triangular) if self._upper == 0.0 else None
         if found is None and self._upper > 0.0:
             found = self._closed(rate)
-        if found is None and not small and self._solver and self._solver.cost <= _SOLVE_COST:
+        if found is None and not quick and self._solver and self._solver.cost <= _SOLVE_COST:
             found = self._solved(rate, self._solver)
         return found if found is not None else self._perron(rate, _BITS)
 
     @property
     def quick(self) -> bool:
         """Whether weights at several rates are cheap: one small factorisation each."""
-        return self._matrix.size <= _SOLVE_SIZE
+        if self._matrix.size > _SOLVE_SIZE or self._solver is None:
+            return False
+        return self._solver.cost <= _QUICK_COST
 
     def closest(self) -> Weighted | None:
         """The weights with a rate as close above ρ as their range allows.
