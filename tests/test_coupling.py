@@ -37,7 +37,7 @@ def steps_of(mdp: tl.FactoredMDP, policy: tl.SoftmaxPolicy, steps: int) -> list[
 # Against the definition ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_matches_definition(seed: int) -> None:
     options = SHARED if seed % 2 else SMALL
     model, policy, mdp, twin = draw(seed, policy={"minus_infinity": 0.2 * (seed % 3)}, **options)
@@ -47,11 +47,11 @@ def test_matches_definition(seed: int) -> None:
 
 
 def test_the_random_models_have_shared_actions_and_private_ones() -> None:
-    shared = [len(ref.shared_agents(draw(seed, **SHARED)[0])) for seed in range(1, 40, 2)]
-    assert min(shared) == 0 and max(shared) >= 2 and sum(map(bool, shared)) >= 8
+    shared = [len(ref.shared_agents(draw(seed, **SHARED)[0])) for seed in range(1, 24, 2)]
+    assert min(shared) == 0 and max(shared) >= 2 and sum(map(bool, shared)) >= 5
 
 
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 112))
 def test_one_step_is_the_coupled_rung(seed: int) -> None:
     _, _, mdp, twin = draw(seed, policy={"minus_infinity": 0.2})
     (matrix,) = steps_of(mdp, twin, 1)
@@ -110,7 +110,7 @@ def test_coordinates_of_size_one_carry_nothing() -> None:
 # Against the truth --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(200, 240))
+@pytest.mark.parametrize("seed", range(200, 216))
 def test_bounds_the_oscillation_after_m_steps(seed: int) -> None:
     options = {"n_coordinates": (2, 4), "n_agents": (1, 3), "max_joint": 150}
     model, policy, mdp, twin = draw(seed, policy={"minus_infinity": 0.15 * (seed % 2)}, **options)
@@ -136,7 +136,7 @@ def test_is_attained() -> None:
 def test_with_private_actions_a_step_more_costs_at_most_a_factor_of_the_first() -> None:
     """K^(1+q) ≤ K^(1) K^(q): total variation obeys the triangle inequality along a path of states."""
     private = 0
-    for seed in range(300, 360):
+    for seed in range(300, 340):
         model, _, mdp, twin = draw(seed, n_coordinates=(2, 4), sizes=(2, 3))
         if ref.shared_agents(model):
             continue
@@ -291,3 +291,21 @@ def test_a_cone_over_budget_is_refused_with_its_size(monkeypatch: pytest.MonkeyP
     message = r"reads 5 coordinates .* 1024 entries, 8192 bytes, over the budget .* fewer steps"
     with pytest.raises(tl.BudgetError, match=message):
         coupled_steps(mdp, tables, 3)
+
+
+def test_steps_by_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    mdp = sis(6)
+    policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+    tables = PolicyTables.read(policy)
+    assert len(coupling.coupled_steps(mdp, tables, None).matrices) == coupling.AUTO_STEPS
+    # One step reads 3 pairs of 4 values at 6 sites: 384 entries; two steps read 5.
+    monkeypatch.setattr(coupling, "AUTO_ENTRIES", 1000)
+    by_budget = coupling.coupled_steps(mdp, tables, None)
+    assert len(by_budget.matrices) == 2
+    by_hand = coupling.coupled_steps(mdp, tables, 2)
+    for mine, other in zip(by_budget.matrices, by_hand.matrices, strict=True):
+        np.testing.assert_array_equal(mine.toarray(), other.toarray())
+    certificate = tl.certify(mdp, policy, steps="auto")
+    assert "coupled_2" in certificate and "coupled_3" not in certificate
+    with pytest.raises(tl.InputError, match="steps is 'many'"):
+        tl.certify(mdp, policy, steps="many")

@@ -403,7 +403,7 @@ def test_candidates_bound_the_powers_in_exact_arithmetic(matrix, rho):
 
 @pytest.mark.slow
 @settings(
-    max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(matrices(8))
 def test_thousands_of_small_matrices_are_sound(matrix):

@@ -14,6 +14,7 @@ backward cone of j: local.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ from torchloc.sensitivity import couple, entries_matrix, shared_agents
 
 PAIR_ENTRIES = 2**24
 """Entries of the pair kernel of one coordinate at most."""
+AUTO_ENTRIES = 2**24
+"""Entries of all D_m together up to which another step is taken where m is chosen by budget."""
+AUTO_STEPS = 8
+"""Steps taken at most where m is chosen by budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +52,21 @@ class CoupledSteps:
     cones: tuple[int, ...]
 
 
-def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int) -> CoupledSteps:
-    """K^(1), …, K^(steps), by pulling indicator functions of pairs back along cones.
+def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int | None) -> CoupledSteps:
+    """K^(1), …, K^(m), by pulling indicator functions of pairs back along cones.
 
     Args:
         mdp: The model.
         tables: The policy's laws.
-        steps: m ≥ 1.
+        steps: m ≥ 1; None takes steps while all D_m together stay within `AUTO_ENTRIES`, at most
+            `AUTO_STEPS` of them.
 
     Raises:
         InputError: m < 1.
-        BudgetError: A cone is too large; the message gives the size.
+        BudgetError: A cone is too large; the message gives the size. Where m is chosen by budget, only if
+            the pair kernels of a single step are.
     """
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
     dynamics = pair_dynamics(mdp, tables)
     functions = [
@@ -71,18 +78,16 @@ def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int) -> Coupled
         for size in np.unique(mdp.state_sizes).tolist()
     ]
     matrices, cones, width = [], [], 0
-    for step in range(steps):
+    while len(matrices) < (AUTO_STEPS if steps is None else steps):
         width += max(function.scope.shape[1] for function in functions)
         cones.append(width)
-        parts, pulled = [], []
-        for function in functions:
-            for pullback in pull_back(function, dynamics):
-                parts.append((pullback.owner, pullback.scope, _single_causes(mdp, pullback)))
-                if step + 1 < steps:
-                    values = pullback.contract()
-                    pulled.append(LocalFunctions(pullback.owner, pullback.scope, values))
+        pullbacks = [back for function in functions for back in pull_back(function, dynamics)]
+        parts = [(back.owner, back.scope, _single_causes(mdp, back)) for back in pullbacks]
         matrices.append(entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates)))
-        functions = pulled
+        entries = sum(len(back.owner) * math.prod(back.sizes) for back in pullbacks)
+        if len(matrices) == steps or (steps is None and entries > AUTO_ENTRIES):
+            break
+        functions = [LocalFunctions(back.owner, back.scope, back.contract()) for back in pullbacks]
     return CoupledSteps(tuple(matrices), tuple(cones))
 
 

@@ -29,12 +29,20 @@ def heat_map(matrix: Any, name: str) -> Figure:
     from matplotlib.figure import Figure
 
     dense = coarse(matrix)
+    tall, wide = map(_block, matrix.shape)
     shown = np.where(np.isfinite(dense), dense, np.nan)
     figure = Figure(figsize=(4.6, 4.0))
     axes = figure.add_axes((0.14, 0.13, 0.8, 0.77))
     largest = float(np.nanmax(shown, initial=0.0)) or 1.0
     image = axes.imshow(
-        shown, cmap="viridis", vmin=0.0, vmax=largest, interpolation="nearest", aspect="auto"
+        shown,
+        cmap="viridis",
+        vmin=0.0,
+        vmax=largest,
+        interpolation="nearest",
+        aspect="auto",
+        # The ticks count coordinates where a cell is a block of them.
+        extent=(-0.5, dense.shape[1] * wide - 0.5, dense.shape[0] * tall - 0.5, -0.5),
     )
     figure.colorbar(image, ax=axes)
     across, down = _AXES[name.split("_")[0]]
@@ -48,8 +56,13 @@ def heat_map(matrix: Any, name: str) -> Figure:
 def coarse(matrix: Any) -> np.ndarray:
     """A sparse matrix as a dense one of at most `LARGEST_MAP` rows and columns, by block maxima."""
     coo = matrix.tocoo()
-    steps = [max(-(-size // LARGEST_MAP), 1) for size in matrix.shape]
+    steps = list(map(_block, matrix.shape))
     shape = [max(-(-size // step), 1) for size, step in zip(matrix.shape, steps, strict=True)]
     dense = np.zeros(shape)
     np.maximum.at(dense, (coo.coords[0] // steps[0], coo.coords[1] // steps[1]), coo.data)
     return dense
+
+
+def _block(size: int) -> int:
+    """How many rows or columns one cell stands for."""
+    return max(-(-size // LARGEST_MAP), 1)

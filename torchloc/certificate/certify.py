@@ -86,7 +86,7 @@ def certify(
     objective: Literal["reward", "entropy"] = "reward",
     site_law: ArrayLike | None = None,
     rungs: Sequence[str] = RUNGS,
-    steps: int = 1,
+    steps: int | Literal["auto"] = 1,
     environment: Environment | None = None,
 ) -> Certificate:
     """Certifies how local a policy makes a model.
@@ -100,7 +100,8 @@ def certify(
         objective: `entropy` adds τ_k Ent π_k to the reward whose oscillation is propagated.
         site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
         rungs: Which rungs to compute, among those of `sensitivity.RUNGS`.
-        steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics).
+        steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics). `auto` takes
+            as many as a budget of entries allows.
         environment: E^s and E^a of this model, if computed already.
 
     Returns:
@@ -132,10 +133,10 @@ def certify(
             operator = _discounted(matrix, discount)
         plain = dynamics == "synchronous" and discount == 1.0
         result[rung] = RungCertificate(rung, matrix, (operator,), b, reach, int(kappa), plain)
-    if steps > 1:
-        powers = ladder.several_steps(steps)
+    if steps == "auto" or steps > 1:
+        powers = ladder.several_steps(None if steps == "auto" else int(steps))
         operators = tuple(_discounted(m, discount**q) for q, m in enumerate(powers, start=1))
-        for m in range(2, steps + 1):
+        for m in range(2, len(powers) + 1):
             name = f"coupled_{m}"
             plain = discount == 1.0
             result[name] = RungCertificate(
@@ -152,9 +153,18 @@ def certify(
 
 
 def _check(
-    kappa: int, discount: float, dynamics: str, objective: str, rungs: Sequence[str], steps: int
+    kappa: int,
+    discount: float,
+    dynamics: str,
+    objective: str,
+    rungs: Sequence[str],
+    steps: int | str,
 ) -> None:
+    if isinstance(steps, str) and steps != "auto":
+        raise InputError(f"steps is {steps!r}; it must be a whole number ≥ 1, or auto")
     for field, value, least in (("kappa", kappa, 0), ("steps", steps, 1)):
+        if isinstance(value, str):
+            continue
         if not math.isfinite(value) or value != int(value) or value < least:
             raise InputError(f"{field} is {value}; it must be a whole number ≥ {least}")
     if not 0.0 < discount <= 1.0:
@@ -166,7 +176,7 @@ def _check(
     for rung in rungs:
         if rung not in RUNGS:
             raise InputError(f"rungs holds {rung!r}; choose from {', '.join(RUNGS)}")
-    if steps > 1 and dynamics == "asynchronous":
+    if steps not in (1, 1.0) and dynamics == "asynchronous":
         raise InputError(
             f"steps is {steps}, but several coupled steps are for synchronous dynamics; use steps=1"
         )

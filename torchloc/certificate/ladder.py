@@ -101,8 +101,8 @@ class Ladder:
         pattern.data = np.ones_like(pattern.data)
         return pattern
 
-    def several_steps(self, steps: int) -> list[sp.csr_array]:
-        """K^(1), …, K^(steps), rounded up.
+    def several_steps(self, steps: int | None) -> list[sp.csr_array]:
+        """K^(1), …, K^(m), rounded up; None: m by budget.
 
         Each of the m steps replaces the joint law of at most `cone` pairs by a computed one, each
         off by at most S² entries' rounding in TV, and D ≤ 1.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 LARGEST_KAPPA = 100_000
 """Rounds of message passing at most."""
 MOST_STEPS = 100
+UNIFORM = "uniform"
 _STEPPED = re.compile(r"coupled_([1-9]\d*)")
 
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         metavar="FILE",
-        default="uniform",
+        default=UNIFORM,
         help="uniform (default), a policy or checkpoint (.safetensors), a run folder, or a .npz of tables "
         "(scope_0, probabilities_0 or logits_0, … and optionally temperature)",
     )
@@ -161,6 +161,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             hint = f"; did you mean {near[0]}?" if near else closest(value, words)
             raise InputError(f"--{flag} {value} is none of {', '.join(words)}{hint}")
     _check_steps(args)
+    _check_inputs(args)
     _check_outputs(args)
     return args
 
@@ -209,6 +210,31 @@ def _check_steps(args: argparse.Namespace) -> None:
         )
 
 
+def _check_inputs(args: argparse.Namespace) -> None:
+    """Refuses a model or a policy that is not there."""
+    settings = {_group(text): text for text in args.overrides}
+    if args.model is not None:
+        if "env" in settings:
+            raise InputError(
+                f"--model {args.model} and {settings['env']} both name a model; give one of them"
+            )
+        if not args.model or not Path(args.model).exists():
+            raise InputError(
+                f"--model {args.model!r}: there is no such file; write one with FactoredMDP.save"
+            )
+        if Path(args.model).is_dir():
+            raise InputError(f"--model {args.model} is a folder; give the file in it")
+    if args.policy == UNIFORM:
+        if "policy" in settings:
+            raise InputError(
+                f"{settings['policy']} describes a policy to be trained; give a trained one with "
+                f"--policy, or leave the setting out for the uniform policy"
+            )
+    elif not args.policy or not Path(args.policy).exists():
+        hint = closest(args.policy, [UNIFORM]) or f", and it is not the word {UNIFORM}"
+        raise InputError(f"--policy {args.policy!r}: there is no such file or folder{hint}")
+
+
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuses what cannot be written before anything is computed."""
     if args.json not in (None, "-"):
@@ -231,12 +257,6 @@ def _model(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes]:
     else:
         from torchloc.mdp import FactoredMDP
 
-        named = next((text for text in args.overrides if _group(text) == "env"), None)
-        if named is not None:
-            raise InputError(
-                f"--model {args.model} and {named} both name a model; give one of them"
-            )
-        _check_file("--model", args.model, "FactoredMDP.save")
         mdp = FactoredMDP.load(args.model)
     return mdp, build(cfg.scopes)(mdp)
 
@@ -246,30 +266,14 @@ def _group(override: str) -> str:
     return re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
-def _check_file(flag: str, name: str, writer: str) -> None:
-    if not Path(name).exists() or not name:
-        raise InputError(f"{flag} {name!r}: there is no such file; write one with {writer}")
-    if Path(name).is_dir():
-        raise InputError(f"{flag} {name} is a folder; give the file in it")
-
-
 def _policy(args: argparse.Namespace, mdp: FactoredMDP, scopes: Scopes) -> SoftmaxPolicy:
     from torchloc import checkpoint
     from torchloc.policy import SoftmaxPolicy, checks
 
     settings = {_group(text): text for text in args.overrides}
-    if args.policy == "uniform":
-        if "policy" in settings:
-            raise InputError(
-                f"{settings['policy']} describes a policy to be trained; give a trained one with "
-                f"--policy, or leave the setting out for the uniform policy"
-            )
+    if args.policy == UNIFORM:
         return SoftmaxPolicy.tabular(mdp, scopes)
     path = Path(args.policy)
-    if not args.policy or not path.exists():
-        near = difflib.get_close_matches(args.policy, ["uniform"])
-        hint = "; did you mean uniform?" if near else ", and it is not the word uniform"
-        raise InputError(f"--policy {args.policy!r}: there is no such file or folder{hint}")
     if path.is_dir():
         policy = checkpoint.load(path).policy
     elif path.suffix == ".npz":

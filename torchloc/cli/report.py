@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,9 @@ def show(
     """Prints the ladder, the verdict and the reasons."""
     from rich.console import Console
 
+    # A terminal without Greek letters shows question marks, not a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
     console.print(
         f"{mdp.n_coordinates} coordinates, {mdp.n_agents} agents, {certificate.dynamics}, "

@@ -12,7 +12,7 @@ For M ≥ 0 (n, n), any size, dense or sparse, reducible or not:
   for the matrix that is handed in: oscillations obey δ(T f) ≤ M δ(f) with M = Hᵀ, so hand in Hᵀ.
 
 References: Berman and Plemmons, Nonnegative Matrices in the Mathematical Sciences, ch. 2 and 6;
-Noda, Numer. Math. 17 (1971), the inverse steps; Higham, Accuracy and Stability, ch. 3, the rounding.
+Noda, Numer. Math. 17 (1971), the inverse steps; Higham, Accuracy and Stability, ch. 3, rounding.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Nonnegative matrices, taken in and checked; sums and quotients rounded to the side that is safe.
 
 A sum of k nonnegative products, divided by a positive number, is computed in any order to a
-relative error below (k + 2)·2⁻⁵³/(1 − (k + 2)·2⁻⁵³): nothing is subtracted. So a bound is that value
-moved outward by the factor 1 ± 2(k + 2)·2⁻⁵³ (Higham, Accuracy and Stability, Lemma 3.1), k the
-longest row. This holds in the normal range; where a product may leave it, `underflow` adds what is
-lost.
+relative error below (k + 2)·2⁻⁵³/(1 − (k + 2)·2⁻⁵³): nothing is subtracted. So a bound is that
+value moved outward by the factor 1 ± 2(k + 2)·2⁻⁵³ (Higham, Accuracy and Stability, Lemma 3.1), k
+the longest row. This holds in the normal range; where a product may leave it, `underflow` adds what
+is lost.
 """
 
 from __future__ import annotations
