@@ -309,3 +309,18 @@ def test_steps_by_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "coupled_2" in certificate and "coupled_3" not in certificate
     with pytest.raises(tl.InputError, match="steps is 'many'"):
         tl.certify(mdp, policy, steps="many")
+
+
+def test_steps_by_budget_end_where_a_cone_is_too_large() -> None:
+    """Eight parents each: one step reads 8 coordinates in pairs, two read nearly all 48 of them."""
+    rng = np.random.default_rng(0)
+    n, p = 48, 8
+    parents = np.array([rng.permutation(n)[:p] for _ in range(n)])
+    table = rng.dirichlet(np.ones(2), (1,) + (2,) * p)
+    none = np.zeros((n, 0), dtype=np.int64)
+    mdp = tl.FactoredMDP([2] * n, [], [tl.KernelBatch(np.arange(n), parents, none, table)], [])
+    tables = PolicyTables.read(tl.SoftmaxPolicy.tabular(mdp, []))
+    found = coupled_steps(mdp, tables, None)
+    assert len(found.matrices) == len(found.cones) == 1
+    with pytest.raises(tl.BudgetError, match="over the budget"):
+        coupled_steps(mdp, tables, 2)

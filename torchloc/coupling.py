@@ -79,10 +79,15 @@ def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int | None) -> 
     ]
     matrices, cones, width = [], [], 0
     while len(matrices) < (AUTO_STEPS if steps is None else steps):
+        try:
+            pullbacks = [back for function in functions for back in pull_back(function, dynamics)]
+            parts = [(back.owner, back.scope, _single_causes(mdp, back)) for back in pullbacks]
+        except BudgetError:
+            if steps is None and matrices:
+                break
+            raise
         width += max(function.scope.shape[1] for function in functions)
         cones.append(width)
-        pullbacks = [back for function in functions for back in pull_back(function, dynamics)]
-        parts = [(back.owner, back.scope, _single_causes(mdp, back)) for back in pullbacks]
         matrices.append(entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates)))
         entries = sum(len(back.owner) * math.prod(back.sizes) for back in pullbacks)
         if len(matrices) == steps or (steps is None and entries > AUTO_ENTRIES):

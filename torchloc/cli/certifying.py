@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LARGEST_KAPPA = 100_000
 """Rounds of message passing at most."""
 MOST_STEPS = 100
-UNIFORM = "uniform"
+UNIFORM, AUTO = "uniform", "auto"
 _STEPPED = re.compile(r"coupled_([1-9]\d*)")
 
 
@@ -62,9 +62,14 @@ def parser() -> argparse.ArgumentParser:
         default="coupled",
         help="the rung that decides: coupled (default), coupled_2, …, exact, span, tanh, paper or scope",
     )
-    steps, kappa = _whole(Range(1, MOST_STEPS)), _whole(Range(0, LARGEST_KAPPA))
+    kappa = _whole(Range(0, LARGEST_KAPPA))
     positive, discount = _real(Range(0, low_open=True)), _real(Range(0, 1, low_open=True))
-    add("--steps", type=steps, metavar="M", help="add the rungs coupled_2 … coupled_M")
+    add(
+        "--steps",
+        type=_steps,
+        metavar="M",
+        help="add the rungs coupled_2 … coupled_M; auto takes as many as a budget allows",
+    )
     add("--kappa", type=kappa, default=3, help="truncation radius of tail and ε")
     add("--epsilon", type=positive, metavar="E", help="print the κ that brings every ε_k to E")
     add("--discount", type=discount, default=1.0, help="γ in (0, 1]; 1 is the average reward")
@@ -98,8 +103,9 @@ def run(arguments: Sequence[str] | None = None) -> bool:
     from torchloc.certificate.diagnosis import certifying_temperatures, diagnose
     from torchloc.sensitivity import RUNGS
 
-    names = [*RUNGS, *(f"coupled_{m}" for m in range(2, args.steps + 1))]
-    if args.rung not in names:
+    most = 1 if args.steps == AUTO else args.steps
+    names = [*RUNGS, *(f"coupled_{m}" for m in range(2, most + 1))]
+    if args.rung not in names and not (args.steps == AUTO and _STEPPED.fullmatch(args.rung)):
         raise InputError(
             f"--rung {args.rung} is none of {', '.join(names)}{closest(args.rung, names)}"
         )
@@ -114,6 +120,11 @@ def run(arguments: Sequence[str] | None = None) -> bool:
         objective=args.objective,
         steps=args.steps,
     )
+    if args.rung not in certificate:
+        raise InputError(
+            f"--rung {args.rung} is beyond what --steps {AUTO} gave ({', '.join(certificate)}); give "
+            f"--steps a number"
+        )
     asked = certificate[args.rung]
     diagnosis, temperatures = None, []
     if not args.no_reasons:
@@ -178,6 +189,16 @@ def _whole(rule: Range) -> Callable[[str], int]:
     return read
 
 
+def _steps(text: str) -> int | str:
+    """Reads the number of coupled steps."""
+    if text == AUTO:
+        return AUTO
+    try:
+        return _whole(Range(1, MOST_STEPS))(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from None
+
+
 def _real(rule: Range) -> Callable[[str], float]:
     """Reads a number within a range; argparse puts the flag before the message."""
 
@@ -198,11 +219,11 @@ def _check_steps(args: argparse.Namespace) -> None:
         raise InputError(f"--rung {args.rung}: at most {MOST_STEPS} steps are computed")
     if args.steps is None:
         args.steps = needed
-    if args.steps < needed:
+    if args.steps != AUTO and args.steps < needed:
         raise InputError(
             f"--rung {args.rung} needs --steps {needed}, not {args.steps}; leave --steps out"
         )
-    if args.steps > 1 and args.dynamics == "asynchronous":
+    if args.steps != 1 and args.dynamics == "asynchronous":
         given = f"--rung {args.rung}" if stepped else f"--steps {args.steps}"
         raise InputError(
             f"{given} is for --dynamics synchronous; several coupled steps say nothing where one "

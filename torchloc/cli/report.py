@@ -195,12 +195,13 @@ def _reasons(
         f"critical component: {size} of {mdp.n_coordinates} coordinates "
         f"({named}{', …' if size > 8 else ''})"
     )
-    if diagnosis.cycle:
-        walk = " → ".join(mdp.coordinate_name(edge.cause) for edge in diagnosis.cycle[:12])
-        more = " → …" if len(diagnosis.cycle) > 12 else ""
-        weights = ", ".join(f"{edge.weight:.3g}" for edge in diagnosis.cycle[:12])
+    edges = list(diagnosis.cycle)
+    if edges:
+        walk = " → ".join(mdp.coordinate_name(edge.cause) for edge in edges[:12])
+        more = " → …" if len(edges) > 12 else ""
+        weights = ", ".join(f"{edge.weight:.3g}" for edge in edges[:12])
         lines.append(
-            f"heaviest cycle: {walk}{more} → {mdp.coordinate_name(diagnosis.cycle[0].cause)}, "
+            f"heaviest cycle: {walk}{more} → {mdp.coordinate_name(edges[0].cause)}, "
             f"weights {weights}, geometric mean {diagnosis.cycle_rate:.4g}"
         )
     for lever in diagnosis.levers:

@@ -35,6 +35,7 @@ _NEAR = 0.999
 _LEAST_SHIFT = 1e-6
 _NUDGE = 1e-15
 _SLOW = 2
+_WARM_UP = 10
 _DEPTH = 3
 _CHEAP = 1e6
 
@@ -254,7 +255,12 @@ class _Search:
             solve = solver.factor(self.block.csr, trial)
             if solve is not None:
                 self.x, grew, settled = inverse_steps(
-                    solve, self.x, trial, self.tolerance, self.budget.solves
+                    solve,
+                    self.x,
+                    trial,
+                    self.tolerance,
+                    least=_WARM_UP if solver.cost > _CHEAP else 2,
+                    limit=self.budget.solves,
                 )
             if grew:
                 self.look()

@@ -49,19 +49,19 @@ def chebyshev_filter(
 
 
 def inverse_steps(
-    solve: Solve, vector: Floats, shift: float, tolerance: float, limit: int
+    solve: Solve, vector: Floats, shift: float, tolerance: float, *, least: int, limit: int
 ) -> tuple[Floats, bool, bool]:
     """Steps x ← (shift − B)⁻¹x with one factorisation, while they pay.
 
-    They stop when the gap or the change still to come (taken as geometric) is small, when
-    `_PATIENCE` more steps are not foreseen to settle the upper bound, or when x spans too much.
+    They stop when the gap or the change still to come (taken as geometric) is small, or x spans too
+    much; after `least` steps also when `_PATIENCE` more are not foreseen to settle the upper bound.
 
     Returns:
         The last x > 0, the largest entry 1; whether there was a step (none: a solution without one
         sign, so shift ≤ ρ up to rounding); whether the upper bound has settled.
     """
     previous, change, grew = np.inf, np.inf, False
-    for _ in range(limit):
+    for step in range(limit):
         with np.errstate(all="ignore"):
             fresh = solve(vector)
             if not (np.isfinite(fresh).all() and (fresh > 0.0).all()):
@@ -78,7 +78,7 @@ def inverse_steps(
         left = change * rate / (1.0 - rate)
         if left <= tolerance / 16 * high:
             return vector, grew, True
-        if left * rate**_PATIENCE > tolerance / 16 * high:
+        if step >= least and left * rate**_PATIENCE > tolerance / 16 * high:
             return vector, grew, False
     return vector, grew, False
 
