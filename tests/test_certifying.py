@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -257,7 +258,7 @@ def test_models_with_names_and_without_agents(
     told = report("--model", "alone.npz")
     assert told["certified"] and told["diagnosis"]["component"] == ["Köln"]
     assert told["rungs"]["exact"]["epsilon"] == 0.0 and "action_sup" not in told
-    assert certify("--model", "alone.npz", "--heat-maps", "maps", "--temperature", "2") == cli.DONE
+    assert certify("--model", "alone.npz", "--no-reasons", "--heat-maps", "maps") == cli.DONE
 
 
 def as_file(policy: tl.SoftmaxPolicy, kind: str) -> str:
@@ -320,8 +321,16 @@ def test_scopes_given_beside_a_policy_must_be_its_own(certify: Certify, capsys: 
 # Bad input ----------------------------------------------------------------------------------------
 
 
-def materials() -> None:
-    """Files and folders that the mistakes below are about, in the current folder."""
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files and folders that the mistakes below are about; none of them changes it."""
+    home = tmp_path_factory.mktemp("materials")
+    with contextlib.chdir(home):
+        fill()
+    return home
+
+
+def fill() -> None:
     for folder in ("folder", "empty"):
         Path(folder).mkdir()
     for name in ("junk", "junk.npz", "junk.safetensors"):
@@ -405,17 +414,22 @@ BAD: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("line", "parts"), BAD, ids=[line for line, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_written(
-    certify: Certify, capsys: Captured, line: str, parts: list[str]
+    certify: Certify,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    materials: Path,
+    line: str,
+    parts: list[str],
 ) -> None:
-    materials()
-    before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
+    monkeypatch.chdir(materials)
+    before = {path: path.stat().st_mtime_ns for path in materials.rglob("*")}
     model = [] if "--model" in line else [RING]
     assert certify(*model, *line.split()) == cli.BAD_INPUT
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("torchloc-certify: ") and shown.err.count("\n") == 1
     assert all(part in shown.err for part in parts), shown.err
-    assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in materials.rglob("*")} == before
 
 
 def test_what_the_disk_refuses_is_bad_input(

@@ -15,7 +15,7 @@ def letters(names: tuple[int, ...]) -> str:
     return "".join(string.ascii_letters[name] for name in names)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_matches_numpy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 4, size=6)
@@ -38,8 +38,8 @@ def test_matches_numpy(seed: int) -> None:
 
 
 def test_more_axes_than_letters() -> None:
-    chain = [torch.rand(2, 2, dtype=torch.float64) for _ in range(70)]
-    result = einsum([(table, (i, i + 1)) for i, table in enumerate(chain)], (0, 70))
+    chain = [torch.rand(2, 2, dtype=torch.float64) for _ in range(54)]
+    result = einsum([(table, (i, i + 1)) for i, table in enumerate(chain)], (0, 54))
     torch.testing.assert_close(result, torch.linalg.multi_dot(chain))
 
 

@@ -89,6 +89,7 @@ CASES: dict[str, tuple[float, Callable[[np.random.Generator], sp.csr_array]]] = 
     "grid, weights in (0, 1)": (25, lambda rng: box((1000, 1000), 0, 1, rng)),
     "grid, weights in (.5, 1.5)": (25, lambda rng: box((1000, 1000), 0.5, 1.5, rng)),
     "grid, weights in (.9, 1.1)": (25, lambda rng: box((1000, 1000), 0.9, 1.1, rng)),
+    "grid, weights in (.99, 1.01)": (25, lambda rng: box((1000, 1000), 0.99, 1.01, rng)),
     "grid, uniform": (25, lambda rng: box((1000, 1000), 1, 1, rng)),
     "box, weights in (0, 1)": (25, lambda rng: box((100, 100, 100), 0, 1, rng)),
     "box, uniform": (25, lambda rng: box((100, 100, 100), 1, 1, rng)),

@@ -251,7 +251,7 @@ class _Search:
         for _ in range(self.budget.factorisations):
             if self.x.max() > _FOLD * self.x.min():
                 self.x = self.block.fold(self.x)
-            before, grew, settled = self.upper, False, False
+            before, grew, settled, solve = self.upper, False, False, None  # frees the last factor
             solve = solver.factor(self.block.csr, trial)
             if solve is not None:
                 self.x, grew, settled = inverse_steps(
