@@ -53,7 +53,8 @@ test: $(STAMP)
 check: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m pyright
-	$(TESTS) -m slow $(ARGS)
+	$(TESTS) -m "slow and not alone" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow and alone" $(ARGS)
 
 bench: $(STAMP)
 	$(PY) -m pytest -q -s -m benchmark $(ARGS)

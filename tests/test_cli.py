@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -282,6 +283,7 @@ def test_module_entry_runs_the_console_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["-sc", "query=bash"]], ids=" ".join)
 def test_starts_within_three_tenths_of_a_bare_application(
     tmp_path: Path, arguments: list[str]
@@ -294,16 +296,17 @@ def test_starts_within_three_tenths_of_a_bare_application(
         "main()\n"
     )
 
-    def best(command: list[str], line: str) -> float:
-        env, seconds = {**os.environ, "COMP_LINE": line}, []
-        for _ in range(7):
-            start = time.perf_counter()
-            subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
+    def seconds(command: list[str], line: str) -> float:
+        env = {**os.environ, "COMP_LINE": line}
+        start = time.perf_counter()
+        subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
+        return time.perf_counter() - start
 
-    floor = best([sys.executable, str(bare), *arguments], "bare.py hydra.v")
-    ours = best([sys.executable, "-m", "torchloc", "train", *arguments], "torchloc-train env=is")
+    floor = ours = math.inf
+    for _ in range(9):  # in turn, so that a busy moment of the machine meets both
+        floor = min(floor, seconds([sys.executable, str(bare), *arguments], "bare.py hydra.v"))
+        command = [sys.executable, "-m", "torchloc", "train", *arguments]
+        ours = min(ours, seconds(command, "torchloc-train env=is"))
     print(f"{arguments[0]}: bare {floor:.3f} s, torchloc-train {ours:.3f} s")
     assert ours - floor <= 0.3
 

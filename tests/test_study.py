@@ -138,6 +138,7 @@ def test_the_figure_needs_no_optimum_and_no_reward(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_default_experiment(tmp_path: Path) -> None:
     """sysadmin, jair ring, n = 8, c = .75, MLP policies, τ from 1 to .02, from the command line."""
     command = str(Path(sys.executable).parent / "torchloc-train")
