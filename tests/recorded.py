@@ -73,7 +73,7 @@ def prepare(
     hidden = {"hidden": (4,)} if kind == "mlp" else {}
     policy = getattr(tl.SoftmaxPolicy, kind)(mdp, scopes, seed=seed, **hidden)
     recorder = Recorder()
-    options = {"schedule": cooling(), "iterations": 3, "seed": seed, **options}
+    options = {"schedule": cooling(), "iterations": 2, "seed": seed, **options}
     return Trainer(mdp, policy, callbacks=[recorder, *callbacks], **options), recorder
 
 

@@ -159,24 +159,24 @@ def test_an_interrupted_sweep_leaves_the_checkpoint_of_the_iteration_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: BaseException
 ) -> None:
     # A sweep certifies before each of its two blocks, and once more at its end: three an iteration.
-    interrupt(monkeypatch, "certify", 8, error)
+    interrupt(monkeypatch, "certify", 5, error)
     saving = Checkpoint(tmp_path, configuration="seed: 0\n")
     trainer, recorder = prepare(PAIR, kind=kind, callbacks=[saving])
     with pytest.raises(type(error)):
         trainer.run()
-    assert recorder.error is error and len(recorder.states) == 2
-    before = recorder.parameters[1]
+    assert recorder.error is error and len(recorder.states) == 1
+    before = recorder.parameters[0]
     live = trainer.state.policy.state_dict()
     assert any(not torch.equal(live[name], before[name]) for name in before)
     (path,) = checkpoint.saved(tmp_path)
     found = checkpoint.load(tmp_path)
     assert path == saving.saved
-    assert (found.iteration, found.configuration) == (2, "seed: 0\n")
+    assert (found.iteration, found.configuration) == (1, "seed: 0\n")
     loaded = found.policy.state_dict()
     assert loaded.keys() == before.keys()
     assert all(torch.equal(loaded[name], before[name]) for name in before)
     assert torch.equal(
-        found.generator.get_state(), recorder.states[1].snapshot.tensors["generator"]
+        found.generator.get_state(), recorder.states[0].snapshot.tensors["generator"]
     )
 
 
@@ -315,7 +315,8 @@ def test_an_interrupted_run_leaves_its_whole_iterations_in_the_event_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, "measure", 3, KeyboardInterrupt())
-    trainer, _ = prepare(PAIR, improvement=JACOBI, callbacks=[TensorBoard(tmp_path)])
+    board = TensorBoard(tmp_path)
+    trainer, _ = prepare(PAIR, iterations=3, improvement=JACOBI, callbacks=[board])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     found = events(tmp_path)
@@ -374,7 +375,7 @@ def test_an_interrupted_run_closes_with_the_iterations_that_are_whole(
 ) -> None:
     interrupt(monkeypatch, "measure", 3, KeyboardInterrupt())
     bar = ProgressBar(enabled=False)
-    trainer, recorder = prepare(PAIR, improvement=JACOBI, callbacks=[bar])
+    trainer, recorder = prepare(PAIR, iterations=3, improvement=JACOBI, callbacks=[bar])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     text = capsys.readouterr().out
@@ -403,6 +404,6 @@ def test_the_bar_shows_iterations_reward_temperature_and_influence(
 ) -> None:
     recorder = train(PAIR, improvement=JACOBI, callbacks=[ProgressBar()])
     text, m = capsys.readouterr().out, recorder.metrics[-1]
-    assert "3/3" in text and "τ 0.05" in text
+    assert "2/2" in text and "τ 0.05" in text
     assert f"r̄ {m['reward/average']:.5g}" in text
     assert f"ρ paper {m['rho/paper']:.3f}, coupled {m['rho/coupled']:.3f}" in text
