@@ -189,7 +189,7 @@ def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
         reward.add_column(heading, justify="left" if not heading else "right")
 
     def row(name: str, value: float) -> None:
-        reward.add_row(name, f"{value:.6f}", f"{value / n:.6f}")
+        reward.add_row(name, *(f"{round(x, 6) + 0.0:.6f}" for x in (value, value / n)))
 
     row("reward r̄" if not discounted else "reward rate (occupancy)", m["reward/average"])
     row("objective J", m["reward/objective"])
