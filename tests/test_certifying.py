@@ -509,3 +509,12 @@ def test_a_terminal_without_greek_letters(tmp_path: Path) -> None:
     )
     assert done.returncode == cli.DONE, done.stderr
     assert "certified by coupled" in done.stdout
+
+
+def test_the_rungs_that_certify_are_named_where_the_asked_one_does_not(
+    certify: Certify, capsys: Captured
+) -> None:
+    supercritical = ("env=sis", "env.n=4", "env.infection=[.4,.1]", "env.recovery=[.2,.5]")
+    assert certify(*supercritical, "--steps", "4", "--no-reasons") == cli.UNCERTIFIED
+    # Theory, section 3: 1.135, 1.054, 1.008, .979 per step.
+    assert "certified by coupled_4; sharpest coupled_4, 0.97" in capsys.readouterr().out

@@ -136,6 +136,14 @@ def show(
         f"[bold]{verdict}[/bold] by {asked.rung}: {bound.lower:.9g} ≤ ρ ≤ {bound.upper:.9g}",
         highlight=False,
     )
+    others = [name for name, rung in certificate.items() if rung.certified]
+    if others and not asked.certified:
+        best = min(others, key=lambda name: certificate[name].rate)
+        console.print(
+            f"certified by {', '.join(others)}; sharpest {best}, {certificate[best].rate:.6g} per step",
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in _reasons(mdp, policy, certificate, diagnosis, temperatures):
         console.print(line, highlight=False, soft_wrap=True)
 
