@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torchloc as tl
 from torchloc import environments as env
 from torchloc import measures
 from torchloc import trainer as room
+from torchloc.callbacks import closing_tables
 from torchloc.evaluation import planning
 from torchloc.improvement import Improvement
 from torchloc.trainer import Evaluation, Trainer
@@ -222,6 +223,10 @@ def test_an_optimum_that_depends_on_the_start_is_no_reference_and_no_failure(
     mdp = tl.FactoredMDP([2], [2], [tl.LocalKernel((0,), (0,), law)], [reward])
     recorder = train(mdp, scopes=[[0]], iterations=1)
     assert recorder.states[0].optimum is None
+    (reason,) = recorder.states[0].missing
+    assert reason.startswith("no joint optimum: ") and "depends on the start" in reason
+    table, _ = closing_tables(SimpleNamespace(mdp=mdp), recorder.states[0])
+    assert table.caption == reason
     assert not [tag for tag in recorder.metrics[0] if tag == "gap/joint_optimum"]
 
 

@@ -199,6 +199,8 @@ def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
     if state.local_optimum is not None:
         row("best deterministic on these scopes", state.local_optimum.gain)
         row("gap to it", m["gap/deterministic_local"])
+    if state.missing:
+        reward.caption = "\n".join(state.missing)
     ladder = Table(title="Certificate", title_justify="left")
     for heading in ("rung", "ρ ≤", "row norm", "column norm", "tail", "ε", "certified"):
         ladder.add_column(heading, justify="left" if heading == "rung" else "right")

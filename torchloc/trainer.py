@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,6 +80,7 @@ class TrainState:
         snapshot: What a checkpoint of the last whole iteration holds.
         optimum, local_optimum: The two optima of a small model; None where planning does not fit,
             or finds none (an optimum that depends on the start).
+        missing: Why a reference that fits was not found, a sentence each.
     """
 
     policy: SoftmaxPolicy
@@ -91,6 +92,7 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)
     optimum: Optimum | None = None
     local_optimum: LocalOptimum | None = None
+    missing: tuple[str, ...] = ()
 
 
 class Callback:
@@ -254,14 +256,25 @@ class Trainer:
         discount = self.evaluation.discount
         if self.mdp.n_states * self.mdp.n_joint_actions > REFERENCE_PAIRS:
             return
-        # A policy can have an average reward where the best one depends on the start.
-        with suppress(SolveError):
+        # A policy can have an average reward where the best one depends on the start: the run goes
+        # on without that reference, and its closing table says why.
+        try:
             optimum = optimal_control(self.mdp, discount=discount)
             self.state = replace(self.state, optimum=optimum)
-        if discount == 1.0:
-            with suppress(BudgetError, SolveError):
-                best = best_deterministic_local(self.mdp, self.state.policy.scopes)
-                self.state = replace(self.state, local_optimum=best)
+        except SolveError as error:
+            self._miss("no joint optimum", error)
+        if discount < 1.0:
+            return
+        try:
+            best = best_deterministic_local(self.mdp, self.state.policy.scopes)
+            self.state = replace(self.state, local_optimum=best)
+        except BudgetError:
+            return  # too many policies to enumerate, as on all but the smallest scopes
+        except SolveError as error:
+            self._miss("no deterministic optimum on these scopes", error)
+
+    def _miss(self, what: str, error: SolveError) -> None:
+        self.state = replace(self.state, missing=(*self.state.missing, f"{what}: {error}"))
 
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:

@@ -1,1 +1,1 @@
-"""Evaluation of policies and models: exact on the joint space, planning, and (later) on balls and by simulation."""
+"""Evaluation of policies and models: exact values on the joint space, and planning."""
