@@ -146,10 +146,10 @@ def test_cut_into_chunks_of_any_size(
     functions = neighbours(6, np.random.default_rng(1), shared=shared)
     (pullback,) = pull_back(functions, dynamics_of(mdp, twin_policy(mdp, policy)))
     whole = pullback.contract()
-    monkeypatch.setattr(contraction, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(contraction.pullback, "CHUNK_ENTRIES", entries)
     calls = []
-    plain = contraction.einsum
-    monkeypatch.setattr(contraction, "einsum", lambda *a: calls.append(a) or plain(*a))
+    plain = contraction.pullback.einsum
+    monkeypatch.setattr(contraction.pullback, "einsum", lambda *a: calls.append(a) or plain(*a))
     # A path may sum in another order.
     torch.testing.assert_close(pullback.contract(), whole, rtol=0, atol=ATOL)
     a_chunk = max(1, entries // whole[0].numel())
@@ -214,9 +214,9 @@ def test_a_result_over_budget_is_refused_with_its_size(monkeypatch: pytest.Monke
     functions = neighbours(6, np.random.default_rng(0))
     (pullback,) = pull_back(functions, dynamics_of(mdp, twin_policy(mdp, policy)))
     entries = 2 ** len(pullback.sizes)
-    monkeypatch.setattr(contraction, "SITE_ENTRIES", entries)
+    monkeypatch.setattr(contraction.pullback, "SITE_ENTRIES", entries)
     pullback.contract()
-    monkeypatch.setattr(contraction, "SITE_ENTRIES", entries - 1)
+    monkeypatch.setattr(contraction.pullback, "SITE_ENTRIES", entries - 1)
     message = (
         rf"site 0 reads {len(pullback.sizes)} coordinates .* {entries} entries, {8 * entries} bytes, "
         rf"over the budget of {entries - 1} entries; use fewer steps or smaller scopes"

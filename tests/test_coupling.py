@@ -284,7 +284,7 @@ def test_a_pair_kernel_over_budget_is_refused_with_its_size(
 
 def test_a_cone_over_budget_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     mdp, policy = ring("epidemic", 12)
-    monkeypatch.setattr(contraction, "SITE_ENTRIES", 4**5 - 1)
+    monkeypatch.setattr(contraction.pullback, "SITE_ENTRIES", 4**5 - 1)
     tables = PolicyTables.read(policy)
     # K^(2) holds one coordinate's pairs apart on a cone of five: 2⁴ · 1 entries.
     assert len(coupled_steps(mdp, tables, 2).matrices) == 2

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torchloc.certificate import certify
     from torchloc.errors import BudgetError, InputError, SolveError
     from torchloc.evaluation.joint import JointEvaluation
+    from torchloc.evaluation.local import LocalEvaluation, local_logits
+    from torchloc.evaluation.rollout import simulate
     from torchloc.graphs import neighbourhood_scopes, parent_scopes
     from torchloc.improvement import Improvement
     from torchloc.lipschitz import LipschitzMonitor
@@ -39,6 +41,7 @@ _MODULES = {
     "JointEvaluation": "torchloc.evaluation.joint",
     "KernelBatch": "torchloc.mdp",
     "LipschitzMonitor": "torchloc.lipschitz",
+    "LocalEvaluation": "torchloc.evaluation.local",
     "LocalKernel": "torchloc.mdp",
     "LocalReward": "torchloc.mdp",
     "RewardBatch": "torchloc.mdp",
@@ -49,9 +52,11 @@ _MODULES = {
     "action_sensitivity": "torchloc.sensitivity",
     "certify": "torchloc.certificate",
     "influence": "torchloc.sensitivity",
+    "local_logits": "torchloc.evaluation.local",
     "neighbourhood_scopes": "torchloc.graphs",
     "parent_scopes": "torchloc.graphs",
     "policy_sensitivity": "torchloc.sensitivity",
+    "simulate": "torchloc.evaluation.rollout",
     "spectral_radius": "torchloc.spectral",
     "state_sensitivity": "torchloc.sensitivity",
 }
@@ -66,6 +71,7 @@ __all__ = [
     "JointEvaluation",
     "KernelBatch",
     "LipschitzMonitor",
+    "LocalEvaluation",
     "LocalKernel",
     "LocalReward",
     "RewardBatch",
@@ -76,9 +82,11 @@ __all__ = [
     "action_sensitivity",
     "certify",
     "influence",
+    "local_logits",
     "neighbourhood_scopes",
     "parent_scopes",
     "policy_sensitivity",
+    "simulate",
     "spectral_radius",
     "state_sensitivity",
 ]

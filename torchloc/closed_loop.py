@@ -14,11 +14,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchloc.alike import equal_rows, first_places
 from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
@@ -27,6 +29,25 @@ from torchloc.policy import AgentGroup, SoftmaxPolicy
 
 ENTRY_BUDGET = 100_000_000
 """Entries of one site's closed-loop tensor that are enumerated at most."""
+
+
+class Layout(Protocol):
+    """How a policy's agents are grouped, and what they see: a `SoftmaxPolicy`, or its `PolicyTables`."""
+
+    @property
+    def groups(self) -> tuple[AgentGroup, ...]:
+        """Agents of equal shape."""
+        ...
+
+    @property
+    def group_of(self) -> IntArray:
+        """(K,) the group of each agent."""
+        ...
+
+    @property
+    def row_of(self) -> IntArray:
+        """(K,) its row there."""
+        ...
 
 
 class PolicyTables:
@@ -155,7 +176,7 @@ class LocalClass:
 
 def local_classes(
     batch: KernelBatch | RewardBatch,
-    tables: PolicyTables,
+    tables: Layout,
     flags: IntArray | None = None,
 ) -> Iterator[LocalClass]:
     """Sorts the sites of a batch into classes of equal closed-loop structure.
@@ -195,26 +216,6 @@ def local_classes(
                 scopes=tuple(tuple(place[start:end]) for start, end in itertools.pairwise(starts)),
                 flags=tuple(kind[q:]),
             )
-
-
-def first_places(columns: IntArray) -> IntArray:
-    """(B, c): for each entry the first column of its row that holds the same number."""
-    if columns.shape[1] == 0:
-        return columns
-    return (columns[:, :, None] == columns[:, None, :]).argmax(axis=2)
-
-
-def equal_rows(keys: IntArray) -> Iterator[tuple[list[int], IntArray]]:
-    """(distinct row, where it stands) of an integer matrix (B, c)."""
-    if keys.shape[1] == 0:
-        if len(keys):
-            yield [], np.arange(len(keys))
-        return
-    values, inverse = np.unique(keys, axis=0, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    bounds = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(values) + 1))
-    for value, start, end in zip(values.tolist(), bounds, bounds[1:], strict=False):
-        yield value, order[start:end]
 
 
 def reward_terms(mdp: FactoredMDP, tables: PolicyTables) -> Iterator[tuple[IntArray, Tensor]]:

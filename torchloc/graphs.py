@@ -108,6 +108,11 @@ class Scopes:
         """(K,) number of coordinates in each scope."""
         return np.diff(self.indptr)
 
+    def matrix(self, n_coordinates: int) -> sp.csr_array:
+        """(K, N) boolean CSR: entry (k, i) is set iff agent k sees coordinate i."""
+        ones = np.ones(len(self.indices), dtype=np.bool_)
+        return sp.csr_array((ones, self.indices, self.indptr), shape=(len(self), n_coordinates))
+
     def rows(self, agents: IntArray) -> IntArray:
         """(len(agents), m) coordinates of agents whose scopes all have the same length m."""
         if len(agents) == 0:

@@ -26,12 +26,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from torchloc.alike import equal_rows, first_places
 from torchloc.closed_loop import (
     ENTRY_BUDGET,
     LocalClass,
     PolicyTables,
-    equal_rows,
-    first_places,
     local_classes,
 )
 from torchloc.errors import BudgetError, InputError

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchloc.closed_loop import PolicyTables, equal_rows, first_places
+from torchloc.alike import equal_rows, first_places
+from torchloc.closed_loop import PolicyTables
 from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import KernelBatch

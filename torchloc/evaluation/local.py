@@ -1,0 +1,385 @@
+"""Exact truncated advantages from balls of the dependency graph, for any number of agents.
+
+For a product law ν of the state at which actions are chosen,
+
+    Φ(π¹) = E_ν[ r(S₀, A₀) + γ V̂_κ(S₁) ],    A₀ ~ π¹,   V̂_κ = Σ_{t ≤ κ} γ^t (T^π)^t r^π held fixed,
+
+is linear in every law π¹_k, and ∂Φ/∂π¹_k(a | s_O) = ν(s_O) (ḡ_k(s_O, a) + c(s_O)): one reverse pass
+gives the scope-averaged truncated advantages of all agents, exactly. V̂_κ is a sum of functions of
+balls (`contraction.balls`), so the cost is that of the balls, not of the joint space. With the
+entropy objective r^π carries Σ τ_k Ent π_k from the first step on. (Paper, Sections 3 and 5.)
+
+With `rollout` given states stand in place of ν: those of a simulation estimate the average over the
+stationary law given what an agent sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from torchloc.alike import equal_columns
+from torchloc.closed_loop import PolicyTables
+from torchloc.contraction.balls import Ball, BallTooLarge
+from torchloc.contraction.sites import SiteClass, Sites
+from torchloc.errors import BudgetError, InputError
+from torchloc.evaluation.joint import Objective
+from torchloc.evaluation.numbers import ModelTables, Numbers
+from torchloc.evaluation.passes import Problem, Reached, product_pass, sampled_pass
+from torchloc.evaluation.radius import (
+    BALL_BYTES,
+    check_settings,
+    largest_kappa,
+    largest_that_fits,
+    plan_balls,
+)
+from torchloc.evaluation.rollout import simulate
+from torchloc.evaluation.sources import Sources
+from torchloc.evaluation.weighting import Weighting, as_product_law, as_states
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import AgentGroup, SoftmaxPolicy
+
+SAMPLES = 64
+"""States that `rollout` simulates where none are given."""
+_BURN_IN = 256
+
+
+@dataclass(frozen=True, eq=False)
+class LocalLogits:
+    """ḡ_k of some agents, stored in one tensor for all agents of equal shape.
+
+    Attributes:
+        groups: The policy's groups of agents.
+        values: (G, *S_scope, A) a group, zero mean over a.
+        known: (K,) bool, whether an agent was asked for; other rows hold no meaning.
+    """
+
+    groups: tuple[AgentGroup, ...]
+    values: tuple[Tensor, ...]
+    known: np.ndarray
+
+    def __getitem__(self, k: int) -> Tensor:
+        """(*S[scope_k], A_k) view."""
+        if not 0 <= k < len(self.known) or not self.known[k]:
+            raise IndexError(f"agent {k} is not among those whose advantages were computed")
+        for group, values in zip(self.groups, self.values, strict=True):
+            at = int(np.searchsorted(group.agents, k))
+            if at < len(group) and group.agents[at] == k:
+                return values[at]
+        raise IndexError(k)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What of a plan reaches some agents.
+
+    Attributes:
+        agents: (K,) bool.
+        balls: Balls with a derivative that is wanted, and which.
+        kernels: Site classes, and which of their rows have an agent that is wanted.
+        rewards: Classes of reward terms likewise.
+    """
+
+    agents: np.ndarray
+    balls: tuple[Reached, ...]
+    kernels: tuple[tuple[int, IntArray], ...]
+    rewards: tuple[tuple[int, IntArray], ...]
+
+
+class LocalEvaluation:
+    """Truncated advantages of policies on the same scopes, planned once.
+
+    Args:
+        mdp: The model.
+        policy: For its scopes.
+        kappa: Truncation κ ≥ 0.
+        objective: `reward`, or `entropy` for J_τ.
+        discount: γ in (0, 1].
+        ball_bytes: Bytes of the largest tensor of one ball.
+        dtype: float64, or float32 for speed.
+        device: Where the work is done.
+
+    Raises:
+        InputError: A setting is out of range, or the policy does not fit the model.
+        BudgetError: A ball is over the budget; the message names an agent in it, κ, the bytes and the
+            largest κ that fits.
+
+    Example:
+        >>> import torchloc as tl
+        >>> from torchloc.environments import sysadmin
+        >>> mdp = sysadmin(n=1000)
+        >>> policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+        >>> local = LocalEvaluation(mdp, policy, kappa=3)
+        >>> local.logits(policy)[0].shape
+        torch.Size([2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        mdp: FactoredMDP,
+        policy: SoftmaxPolicy,
+        kappa: int,
+        *,
+        objective: Objective = "reward",
+        discount: float = 1.0,
+        ball_bytes: int = BALL_BYTES,
+        dtype: torch.dtype = torch.float64,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        check_settings(kappa, objective, discount, ball_bytes)
+        policy.check(mdp)
+        self.mdp = mdp
+        self.kappa = int(kappa)
+        self.objective: Objective = objective
+        self.discount = discount
+        self.groups = policy.groups
+        self.sites = Sites(mdp, policy)
+        self.sources = Sources.of(mdp, policy, entropies=objective == "entropy")
+        try:
+            self.balls = plan_balls(self.sites, self.sources, policy, self.kappa, ball_bytes)
+        except BallTooLarge as error:
+            fits = largest_that_fits(self.sites, self.sources, policy, self.kappa - 1, ball_bytes)
+            mend = "no kappa fits: use smaller scopes" if fits < 0 else f"kappa={fits} fits"
+            raise BudgetError(f"{error}; {mend}, or raise the budget") from None
+        self.model = ModelTables(self.sites, self.sources, dtype, torch.device(device))
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications of one forward pass over all balls, equal ones counted apart.
+
+        The reverse pass costs about twice the last step's share again.
+        """
+        return sum(
+            len(ball)
+            * (
+                sum(step.pulling().flops for step in ball.steps)
+                + ball.last.averaging(weighted=False).flops
+            )
+            for ball in self.balls
+        )
+
+    def select(self, agents: ArrayLike | None = None) -> Selection:
+        """Prepares the advantages of some agents; None for all.
+
+        Raises:
+            InputError: An agent that the model does not have.
+        """
+        wanted = np.zeros(self.mdp.n_agents, dtype=np.bool_)
+        if agents is None:
+            wanted[:] = True
+        else:
+            chosen = np.asarray(agents, dtype=np.int64).reshape(-1)
+            if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(wanted):
+                wrong = chosen[(chosen < 0) | (chosen >= len(wanted))][0]
+                raise InputError(
+                    f"agents names {int(wrong)}; the model has {len(wanted)} agents, numbered from 0"
+                )
+            wanted[chosen] = True
+        private = wanted & ~self.sites.is_shared
+        kernels = [_acted(site, private) for site in self.sites.classes]
+        rewards = [_acted(site, wanted) for site in self.sources.rewards]
+        shared = wanted & self.sites.is_shared
+        balls = [part for ball in self.balls for part in self._reaching(ball, kernels, shared)]
+        return Selection(wanted, tuple(balls), _rows(kernels), _rows(rewards))
+
+    def _reaching(
+        self, ball: Ball, kernels: list[np.ndarray], shared: np.ndarray
+    ) -> Iterator[Reached]:
+        step = ball.last
+        codes = [kernels[kind][at] for kind, at in zip(step.kinds, step.sites, strict=True)]
+        codes += [
+            shared[self.groups[group].agents[at]]
+            for group, at in zip(step.groups, step.agents, strict=True)
+        ]
+        n_sites = len(step.kinds)
+        for code, rows in equal_columns([column.astype(np.int64) for column in codes]):
+            if any(code):
+                yield (
+                    ball if len(rows) == len(ball) else ball.at(rows),
+                    tuple(i for i in range(n_sites) if code[i]),
+                    tuple(i for i in range(len(step.groups)) if code[n_sites + i]),
+                )
+
+    def logits(
+        self,
+        policy: SoftmaxPolicy | PolicyTables,
+        *,
+        selection: Selection | None = None,
+        weighting: Weighting = "uniform",
+        states: Tensor | None = None,
+    ) -> LocalLogits:
+        """ḡ_k of the selected agents (all of them by default) under a policy.
+
+        Args:
+            policy: On the scopes that this evaluation was planned for.
+            selection: From `select`.
+            weighting: How the coordinates that an agent does not see are averaged: `uniform`, or a
+                product law (N laws, or (N, max S) padded with zeros, all positive).
+            states: (R, N) states to average over; where an agent sees what it sees in none of them,
+                its average is by `weighting`.
+
+        Raises:
+            InputError: A law or state that does not fit, or a law with a zero.
+        """
+        tables = policy if isinstance(policy, PolicyTables) else PolicyTables.read(policy)
+        chosen = selection or self.select()
+        law = as_product_law(
+            weighting, self.mdp.state_sizes, dtype=self.model.dtype, device=self.model.device
+        )
+        numbers = Numbers(self.model, self.sites, self.sources, tables)
+        problem = Problem(self.sites, self.sources, self.model, numbers, self.discount)
+        parts = (chosen.balls, chosen.kernels, chosen.rewards)
+        sampled = None
+        if states is not None:
+            states = as_states(states, self.mdp.state_sizes, self.model.device)
+            sampled = sampled_pass(problem, states, *parts)
+        unseen = sampled is None or any(bool((n == 0).any()) for _, n in sampled)
+        found = product_pass(problem, law, *parts) if unseen else None
+        values = []
+        for i, group in enumerate(self.groups):
+            averages = None
+            if found is not None:
+                seen = law.joint(group.scope, group.sizes, found[i]).unsqueeze(-2)
+                averages = (found[i] / seen).reshape(group.n_rows, group.n_actions, len(group))
+                averages = averages - averages.mean(dim=1, keepdim=True)
+            if sampled is not None:
+                sums, counts = sampled[i]
+                means = sums / counts.clamp(min=1.0)
+                means = means - means.mean(dim=1, keepdim=True)
+                averages = means if averages is None else torch.where(counts > 0, means, averages)
+            if averages is not None:
+                values.append(group.unflatten(averages.permute(2, 0, 1).contiguous().cpu()))
+        return LocalLogits(self.groups, tuple(values), chosen.agents)
+
+
+def local_logits(
+    mdp: FactoredMDP,
+    policy: SoftmaxPolicy,
+    kappa: int | Literal["auto"] | IntArray,
+    *,
+    agents: ArrayLike | None = None,
+    weighting: Weighting | Literal["rollout"] = "uniform",
+    objective: Objective = "reward",
+    discount: float = 1.0,
+    ball_bytes: int = BALL_BYTES,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+    states: Tensor | None = None,
+    seed: int = 0,
+) -> LocalLogits:
+    """Scope-averaged truncated advantages ḡ_k, exactly, without enumerating the joint space.
+
+    Args:
+        mdp: The model.
+        policy: A policy for it.
+        kappa: Truncation κ ≥ 0; `auto` for the largest that fits the budget; or one κ an agent.
+        agents: Which agents; None for all.
+        weighting: `uniform`, a product law (one positive law a coordinate), or `rollout`: simulated
+            states, uniform where an agent saw what it sees in none of them.
+        objective: `reward`, or `entropy` for J_τ.
+        discount: γ in (0, 1].
+        ball_bytes: Bytes of the largest tensor of one ball.
+        dtype: float64, or float32 for speed.
+        device: Where the work is done.
+        states: (R, N) states for `rollout`; None simulates some.
+        seed: Of that simulation.
+
+    Returns:
+        `logits[k]` is (*S[scope_k], A_k), zero mean over a_k.
+
+    Raises:
+        InputError: A setting is out of range, or the policy does not fit the model.
+        BudgetError: A ball is over the budget.
+
+    Example:
+        >>> import torchloc as tl
+        >>> from torchloc.environments import sysadmin
+        >>> mdp = sysadmin(n=8)
+        >>> policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+        >>> joint = tl.JointEvaluation(mdp, policy)
+        >>> exact = joint.over_scope(0, joint.block_logits(0, 2)).mean(dim=1)
+        >>> exact = exact - exact.mean(dim=-1, keepdim=True)
+        >>> local = tl.local_logits(mdp, policy, kappa=2)[0].reshape(exact.shape)
+        >>> bool((local - exact).abs().max() < 1e-12)
+        True
+    """
+    if isinstance(kappa, str):
+        if kappa != "auto":
+            raise InputError(f"kappa is {kappa!r}; give a whole number ≥ 0, one an agent, or auto")
+        kappa = largest_kappa(mdp, policy, objective=objective, ball_bytes=ball_bytes)
+    law: Weighting = "uniform" if isinstance(weighting, str) else weighting
+    if isinstance(weighting, str) and weighting == "rollout":
+        if states is None:
+            generator = torch.Generator().manual_seed(seed)
+            rollout = simulate(
+                mdp, policy, steps=1, burn_in=_BURN_IN, replicas=SAMPLES, generator=generator
+            )
+            states = rollout.states.T
+    elif states is not None:
+        raise InputError("states goes with weighting=rollout only")
+    elif isinstance(weighting, str):
+        law = weighting
+
+    def at(radius: Any, chosen: ArrayLike | None) -> LocalLogits:
+        local = LocalEvaluation(
+            mdp,
+            policy,
+            radius,
+            objective=objective,
+            discount=discount,
+            ball_bytes=ball_bytes,
+            dtype=dtype,
+            device=device,
+        )
+        return local.logits(policy, selection=local.select(chosen), weighting=law, states=states)
+
+    if np.ndim(kappa) == 0:
+        return at(kappa, agents)
+    return _joined(np.asarray(kappa), agents, mdp.n_agents, at)
+
+
+def _acted(site: SiteClass, wanted: np.ndarray) -> np.ndarray:
+    """(B,) which sites average out the action of an agent that is wanted."""
+    agents = site.local.agents[:, list(site.closed)]
+    return np.asarray(wanted[agents].any(axis=1))
+
+
+def _rows(masks: list[np.ndarray]) -> tuple[tuple[int, IntArray], ...]:
+    return tuple((i, np.flatnonzero(mask)) for i, mask in enumerate(masks) if mask.any())
+
+
+def _joined(
+    kappas: np.ndarray,
+    agents: ArrayLike | None,
+    n_agents: int,
+    at: Callable[[Any, ArrayLike], LocalLogits],
+) -> LocalLogits:
+    """One κ an agent: the agents of one κ together."""
+    if kappas.shape != (n_agents,):
+        raise InputError(
+            f"kappa has shape {kappas.shape}; give one number, or one for each of {n_agents} agents"
+        )
+    wanted = np.arange(n_agents) if agents is None else np.asarray(agents).reshape(-1)
+    joined: LocalLogits | None = None
+    for kappa in np.unique(kappas[wanted]):
+        part = at(int(kappa), wanted[kappas[wanted] == kappa])
+        if joined is None:
+            joined = part
+            continue
+        for group, values, more in zip(part.groups, joined.values, part.values, strict=True):
+            rows = torch.from_numpy(np.flatnonzero(part.known[group.agents]))
+            values[rows] = more[rows]
+        joined.known[part.known] = True
+    if joined is None:
+        raise InputError("agents is empty; name at least one")
+    return joined

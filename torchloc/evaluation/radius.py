@@ -1,0 +1,138 @@
+"""How large κ can be: every ball must fit a budget.
+
+A ball grows with κ until it is the whole model, and its tensors are exponential in it. What fits is
+found by planning, before any number is computed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torchloc.closed_loop import Layout
+from torchloc.contraction.balls import Ball, BallTooLarge, Planner
+from torchloc.contraction.sites import Sites
+from torchloc.errors import InputError
+from torchloc.evaluation.joint import Objective
+from torchloc.evaluation.sources import Sources
+from torchloc.graphs import action_matrix, dependency_matrix
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import IntArray
+from torchloc.policy import SoftmaxPolicy
+
+BALL_BYTES = 2**27
+"""Bytes of the largest tensor of one ball, float64, unless told otherwise."""
+LARGEST_KAPPA = 64
+"""Where the search stops: models whose balls stop growing fit at every κ."""
+
+
+def largest_kappa(
+    mdp: FactoredMDP,
+    policy: SoftmaxPolicy,
+    *,
+    objective: Objective = "reward",
+    ball_bytes: int = BALL_BYTES,
+    at_most: int = LARGEST_KAPPA,
+) -> int:
+    """The largest κ ≤ `at_most` at which every ball fits the budget.
+
+    Raises:
+        BudgetError: Not even κ = 0 fits.
+    """
+    return int(
+        largest_kappas(
+            mdp, policy, objective=objective, ball_bytes=ball_bytes, at_most=at_most
+        ).min()
+    )
+
+
+def largest_kappas(
+    mdp: FactoredMDP,
+    policy: SoftmaxPolicy,
+    *,
+    objective: Objective = "reward",
+    ball_bytes: int = BALL_BYTES,
+    at_most: int = LARGEST_KAPPA,
+) -> IntArray:
+    """(K,) the largest κ ≤ `at_most` of every agent at which all balls that it reaches fit the budget.
+
+    Raises:
+        BudgetError: For some agent not even κ = 0 fits.
+    """
+    check_settings(at_most, objective, 1.0, ball_bytes)
+    policy.check(mdp)
+    sites = Sites(mdp, policy)
+    sources = Sources.of(mdp, policy, entropies=objective == "entropy")
+    largest = np.full(mdp.n_agents, at_most)
+    for kappa in range(at_most + 1):
+        refused: list[tuple[int, IntArray]] = []
+        plan_balls(sites, sources, policy, kappa, ball_bytes, refused)
+        if refused and kappa == 0:
+            plan_balls(sites, sources, policy, 0, ball_bytes)
+        for index, rows in refused:
+            reached = _agents_within(mdp, policy, sources.classes[index].scope[rows], kappa)
+            largest[reached] = np.minimum(largest[reached], kappa - 1)
+        if (largest < kappa).all():
+            break
+    return largest
+
+
+def _agents_within(
+    mdp: FactoredMDP, policy: SoftmaxPolicy, scope: IntArray, kappa: int
+) -> IntArray:
+    """Agents that act on what functions of these coordinates read up to κ steps before."""
+    acts = action_matrix(mdp)
+    parents = dependency_matrix(mdp)
+    sees = policy.scopes.matrix(mdp.n_coordinates)
+    reached = np.zeros(mdp.n_coordinates, dtype=np.bool_)
+    reached[scope.reshape(-1)] = True
+    agents = np.zeros(mdp.n_agents, dtype=np.bool_)
+    for _ in range(kappa + 1):
+        acting = (acts.T @ reached).astype(np.bool_)
+        agents |= acting
+        reached = (
+            reached | (parents.T @ reached).astype(np.bool_) | (sees.T @ acting).astype(np.bool_)
+        )
+    return np.flatnonzero(agents)
+
+
+def check_settings(kappa: int, objective: str, discount: float, ball_bytes: int) -> None:
+    """Refuses settings out of range."""
+    if kappa != int(kappa) or kappa < 0:
+        raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
+    if objective not in ("reward", "entropy"):
+        raise InputError(f"objective is {objective!r}; choose reward or entropy")
+    if not 0.0 < discount <= 1.0:
+        raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
+    if ball_bytes < 8:
+        raise InputError(f"ball_bytes is {ball_bytes}; one number alone takes 8")
+
+
+def plan_balls(
+    sites: Sites,
+    sources: Sources,
+    layout: Layout,
+    kappa: int,
+    budget: int,
+    refused: list[tuple[int, IntArray]] | None = None,
+) -> list[Ball]:
+    """The balls of all sources; see `Planner`."""
+    planner = Planner(sites, layout, budget, refused)
+    return [
+        ball
+        for index, source in enumerate(sources.classes)
+        for ball in planner.balls(index, source.scope, kappa)
+    ]
+
+
+def largest_that_fits(
+    sites: Sites, sources: Sources, layout: Layout, at_most: int, budget: int
+) -> int:
+    """The largest κ ≤ `at_most` whose balls fit; −1 if none does."""
+    fits = -1
+    for kappa in range(at_most + 1):
+        try:
+            plan_balls(sites, sources, layout, kappa, budget)
+        except BallTooLarge:
+            break
+        fits = kappa
+    return fits
