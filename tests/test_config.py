@@ -129,7 +129,7 @@ def test_line_kappa_sweeps_kappa_alone() -> None:
         ("evaluation.discount=1.5", "discount = 1.5 is not allowed: it must be a number in (0, 1]"),
         ("improvement.prox=-1", "prox = -1.0 is not allowed: it must be a number >= 0, or null"),
         ("seed=-1", "seed = -1 is not allowed: it must be a whole number"),
-        ("improvement.order=cylic", "one of: cyclic, jacobi; did you mean cyclic?"),
+        ("improvement.order=cylic", "one of: cyclic, chromatic, jacobi; did you mean cyclic?"),
         ("improvement.order=zzz", "improvement.order = 'zzz' is not allowed: it must be one of:"),
         ("env=sysadmn", "env=sysadmn is no choice; did you mean sysadmin? choices: "),
         ("experiment=zzz", "experiment=zzz is no choice; choices: "),

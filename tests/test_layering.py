@@ -32,6 +32,7 @@ ROOMS = (
     "certificate",
     "evaluation",
     "improvement",
+    "engine",
     "schedules",
     "checkpoint",
     "measures",

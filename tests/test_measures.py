@@ -90,7 +90,7 @@ def test_numbers_are_finite_or_infinite_where_nothing_is_certified(name: str) ->
         for tag, value in state.metrics.items():
             assert type(value) is float and not math.isnan(value), tag
             assert math.isfinite(value) or tag in MAY_BE_INFINITE, tag
-        m, discount = state.metrics, state.joint.discount
+        m, discount = state.metrics, state.values.discount
         for tag, rung in (
             ("tail", "coupled"),
             ("tail_sum", "coupled"),
@@ -114,7 +114,7 @@ def test_rho_rises_along_the_ladder_and_stays_below_its_norms(name: str) -> None
 @everywhere
 def test_the_certificate_logged_is_that_of_the_policy_reached(name: str) -> None:
     state = run(name).states[-1]
-    joint = state.joint
+    joint = state.values
     fresh = tl.certify(
         joint.mdp,
         state.policy,
@@ -143,7 +143,7 @@ def test_observed_lipschitz_is_below_the_exact_one(name: str) -> None:
 @everywhere
 def test_no_policy_is_above_the_optimum(name: str) -> None:
     for state in run(name).states:
-        joint, optimum = state.joint, state.optimum
+        joint, optimum = state.values, state.optimum
         assert optimum is not None
         # Half the planner's bracket, and what the solve of d may be off: both in units of max |r|.
         scale = max(1.0, float(joint.plain_reward.abs().max()))
@@ -162,7 +162,7 @@ def test_no_policy_is_above_the_optimum(name: str) -> None:
 @everywhere
 def test_the_objective_is_the_reward_with_its_entropies(name: str) -> None:
     for state in run(name).states:
-        m, joint = state.metrics, state.joint
+        m, joint = state.metrics, state.values
         per_step = m["reward/average"] + (m["reward/entropy"] if "reward" not in name else 0.0)
         horizon = 1.0 / (1.0 - joint.discount) if joint.discount < 1.0 else 1.0
         # With d T = d + e: |d·r − r̄| ≤ width + ‖e‖₁ span(h), and the sums over the states.
@@ -225,7 +225,7 @@ def test_no_block_gains_less_than_its_guarantee(name: str) -> None:
 @everywhere
 def test_the_evaluation_kept_is_that_of_the_policy_kept(name: str) -> None:
     state = run(name).states[-1]
-    joint = state.joint
+    joint = state.values
     fresh = JointEvaluation(
         joint.mdp, state.policy, objective=joint.objective, discount=joint.discount
     )

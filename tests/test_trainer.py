@@ -19,6 +19,7 @@ from torchloc import environments as env
 from torchloc import measures
 from torchloc import trainer as room
 from torchloc.callbacks import closing_tables
+from torchloc.engine import exact
 from torchloc.evaluation import planning
 from torchloc.improvement import Improvement
 from torchloc.trainer import Evaluation, Trainer
@@ -84,7 +85,7 @@ def test_the_schedule_is_followed_from_its_first_value_to_its_last(iterations: i
 
 def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps that improve nothing: only the temperature is left to act."""
-    monkeypatch.setattr(room, "cyclic_sweep", lambda joint, *_: (joint, []))
+    monkeypatch.setattr(exact, "cyclic_sweep", lambda joint, *_: (joint, []))
 
 
 @pytest.mark.parametrize("kind", ["tabular", "mlp"])
@@ -119,7 +120,7 @@ def test_a_held_policy_stays_and_cooling_costs_no_reward(kind: str, discount: fl
     trainer.run()
     horizon = 1.0 / (1.0 - discount) if discount < 1.0 else 1.0
     for state in recorder.states:
-        policy, joint = state.policy, state.joint
+        policy, joint = state.policy, state.values
         logits = [policy.logits(k) / policy.temperature[k] for k in range(policy.n_agents)]
         size = max(1.0, max(float(z.abs().max()) for z in logits))
         values = joint.poisson()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchloc.certificate import certify
+    from torchloc.engine import Evaluation
     from torchloc.errors import BudgetError, InputError, SolveError
     from torchloc.evaluation.joint import JointEvaluation
     from torchloc.evaluation.local import LocalEvaluation, local_logits
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
         state_sensitivity,
     )
     from torchloc.spectral import spectral_radius
-    from torchloc.trainer import Callback, Evaluation, Trainer, TrainState
+    from torchloc.trainer import Callback, Trainer, TrainState
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BudgetError": "torchloc.errors",
     "Callback": "torchloc.trainer",
-    "Evaluation": "torchloc.trainer",
+    "Evaluation": "torchloc.engine",
     "FactoredMDP": "torchloc.mdp",
     "Improvement": "torchloc.improvement",
     "InputError": "torchloc.errors",

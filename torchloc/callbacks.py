@@ -107,8 +107,6 @@ class Checkpoint(Callback):
     ) -> None:
         if every < 0 or keep < 1:
             raise InputError(f"every is {every} and keep {keep}; they must be ≥ 0 and ≥ 1")
-        if every < 0 or keep < 1:
-            raise InputError(f"every is {every} and keep {keep}; they must be ≥ 0 and ≥ 1")
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
@@ -183,7 +181,7 @@ class ProgressBar(Callback):
 def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
     """What a run ends with: the reward beside the optima, and every rung."""
     m, n = state.metrics, trainer.mdp.n_agents
-    discounted = state.joint.discount < 1.0
+    discounted = state.values.discount < 1.0
     reward = Table(title=f"After {state.iteration} iterations", title_justify="left")
     for heading in ("", "system", "per agent"):
         reward.add_column(heading, justify="left" if not heading else "right")
@@ -192,6 +190,8 @@ def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
         reward.add_row(name, *(f"{round(x, 6) + 0.0:.6f}" for x in (value, value / n)))
 
     row("reward r̄" if not discounted else "reward rate (occupancy)", m["reward/average"])
+    if "reward/half_width" in m:
+        row("± (95 % interval)", m["reward/half_width"])
     row("objective J", m["reward/objective"])
     if state.optimum is not None:
         row("optimum, all joint policies", state.optimum.gain)

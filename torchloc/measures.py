@@ -9,9 +9,9 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from torchloc.certificate import Certificate
+from torchloc.engine import SimulatedValues, Values
 from torchloc.lipschitz import LipschitzMonitor, logit_lipschitz
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CURVES = ("coupled", "exact", "span", "paper")
 """Rungs whose ρ is a curve; the closing table has them all."""
 OBSERVED_STATES = 256
+"""States at which the networks are watched, fewer where there are many agents."""
+OBSERVED_ROWS = 2**20
 
 
 def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
@@ -30,21 +32,21 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
             observed).
         state: The iteration's policy, evaluation, certificate and ledger.
     """
-    joint, certificate = state.joint, state.certificate
+    values, certificate = state.values, state.certificate
     if certificate is None:
         raise ValueError("measure needs a certified state")
     tau = state.policy.temperature
     numbers = {
-        "reward/average": joint.reward_rate,
-        "reward/per_agent": joint.reward_rate / trainer.mdp.n_agents,
-        "reward/objective": joint.value,
-        "reward/entropy": joint.entropy_rate,
-        "reward/solve_width": joint.width,
+        "reward/average": values.reward_rate,
+        "reward/per_agent": values.reward_rate / trainer.mdp.n_agents,
+        "reward/objective": values.value,
+        "reward/entropy": values.entropy_rate,
         "schedule/temperature": float(tau.mean()),
-        "schedule/kappa": float(trainer.evaluation.kappa),
+        "schedule/kappa": float(trainer.engine.kappa),
     }
-    horizon = 1.0 if joint.discount == 1.0 else 1.0 / (1.0 - joint.discount)
-    gain = joint.reward_rate * horizon
+    numbers |= _uncertainty(trainer, values)
+    horizon = 1.0 if values.discount == 1.0 else 1.0 / (1.0 - values.discount)
+    gain = values.reward_rate * horizon
     if state.optimum is not None:
         gap = state.optimum.gain - gain
         numbers["gap/joint_optimum"] = gap
@@ -55,6 +57,20 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
     numbers |= _lipschitz(trainer, state)
     numbers |= _ledger(state)
     return numbers
+
+
+def _uncertainty(trainer: Trainer, values: Values) -> dict[str, float]:
+    """The width of an exact solve; of a simulation the interval, and whether its batches are long."""
+    if not isinstance(values, SimulatedValues):
+        return {"reward/solve_width": values.width}
+    rollout, n = values.rollout, trainer.mdp.n_agents
+    return {
+        "reward/half_width": rollout.half_width,
+        "reward/per_agent_low": (rollout.average_reward - rollout.half_width) / n,
+        "reward/per_agent_high": (rollout.average_reward + rollout.half_width) / n,
+        "simulation/autocorrelation_time": rollout.autocorrelation_time,
+        "simulation/batch_length": float(rollout.batch_length),
+    }
 
 
 def _locality(certificate: Certificate) -> dict[str, float]:
@@ -73,12 +89,11 @@ def _locality(certificate: Certificate) -> dict[str, float]:
 
 
 def _lipschitz(trainer: Trainer, state: TrainState) -> dict[str, float]:
-    policy, joint = state.policy, state.joint
+    policy = state.policy
     exact = logit_lipschitz(policy)
+    count = max(2, min(OBSERVED_STATES, OBSERVED_ROWS // policy.n_agents))
     with LipschitzMonitor(policy) as monitor:
-        law = joint.stationary.reshape(-1)
-        drawn = torch.multinomial(law, OBSERVED_STATES, True, generator=trainer.generator)
-        states = torch.stack(torch.unravel_index(drawn, joint.shape), dim=-1)
+        states = state.values.sample(count, trainer.generator)
         policy.act(states, trainer.generator)
         observed = monitor.observed()
     pairs = max(len(policy.scopes.indices), 1)

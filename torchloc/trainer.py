@@ -21,15 +21,15 @@ import torch
 
 from torchloc.certificate import Certificate, Environment, certify
 from torchloc.checkpoint import Snapshot
+from torchloc.engine import Evaluation, Values, build_engine
 from torchloc.errors import BudgetError, InputError, SolveError
-from torchloc.evaluation.joint import JointEvaluation
 from torchloc.evaluation.planning import (
     LocalOptimum,
     Optimum,
     best_deterministic_local,
     optimal_control,
 )
-from torchloc.improvement import BlockRecord, Improvement, cyclic_sweep, jacobi_sweep
+from torchloc.improvement import BlockRecord, Improvement
 from torchloc.mdp import FactoredMDP
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
@@ -40,42 +40,17 @@ REFERENCE_PAIRS = 2**20
 """Joint state-action pairs up to which a run plans the optimum for comparison."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How policies are evaluated.
-
-    Attributes:
-        kappa: Truncation radius κ ≥ 0 of the advantages.
-        discount: γ in (0, 1]; 1 is the average reward.
-        tolerance: Largest Odoni width of an exact solve, in units of max(1, max |r|).
-
-    Raises:
-        InputError: A value is out of range.
-    """
-
-    kappa: int = 3
-    discount: float = 1.0
-    tolerance: float = 1e-10
-
-    def __post_init__(self) -> None:
-        if self.kappa != int(self.kappa) or self.kappa < 0:
-            raise InputError(f"kappa is {self.kappa}; it must be a whole number ≥ 0")
-        if not 0.0 < self.discount <= 1.0:
-            raise InputError(f"discount is {self.discount}; it must lie in (0, 1]")
-        if not self.tolerance > 0.0:
-            raise InputError(f"tolerance is {self.tolerance}; it must be > 0")
-
-
 @dataclass(frozen=True, eq=False)
 class TrainState:
     """A run between two iterations; every iteration makes a new one, when it is whole.
 
     Attributes:
         policy: The live policy; where a sweep was broken off, only `snapshot` is whole.
-        joint: Its exact evaluation.
+        values: What it earns: a `JointEvaluation`, or a simulation's `SimulatedValues`.
         certificate: Its certificate; None before the first iteration.
         iteration: Iterations done.
-        records: The ledger of the last sweep, a record a block; empty for `jacobi`.
+        records: The ledger of the last sweep, a record a block; empty but for `cyclic` sweeps of
+            models that are enumerated.
         metrics: Tag → value of the last iteration: everything that is logged.
         snapshot: What a checkpoint of the last whole iteration holds.
         optimum, local_optimum: The two optima of a small model; None where planning does not fit,
@@ -84,7 +59,7 @@ class TrainState:
     """
 
     policy: SoftmaxPolicy
-    joint: JointEvaluation
+    values: Values
     snapshot: Snapshot
     certificate: Certificate | None = None
     iteration: int = 0
@@ -128,7 +103,7 @@ class Trainer:
 
     Raises:
         InputError: A setting is out of range, or model, policy and scopes do not fit.
-        BudgetError: The model is too large for the joint engine.
+        BudgetError: The model is too large for the engine asked for.
 
     Example:
         >>> import torchloc as tl
@@ -171,14 +146,9 @@ class Trainer:
         self.environment = Environment(mdp)
         self.generator = torch.Generator().manual_seed(seed)
         policy.set_temperature(schedule(0.0), hold=hold)
-        joint = JointEvaluation(
-            mdp,
-            policy,
-            objective=self.improvement.objective,
-            discount=self.evaluation.discount,
-            tolerance=self.evaluation.tolerance,
-        )
-        self.state = TrainState(policy, joint, Snapshot.take(0, policy, self.generator))
+        self.engine = build_engine(mdp, policy, self.improvement, self.evaluation, self.generator)
+        start = self.engine.evaluate(policy)
+        self.state = TrainState(policy, start, Snapshot.take(0, policy, self.generator))
 
     def run(self) -> TrainState:
         """Trains to the last iteration and returns the state; callbacks see every iteration.
@@ -205,27 +175,21 @@ class Trainer:
         return self.state
 
     def _iterate(self) -> None:
-        state, policy, kappa = self.state, self.state.policy, self.evaluation.kappa
+        state, policy = self.state, self.state.policy
         clock = Stopwatch()
-        start = state.joint.value
 
         policy.set_temperature(self.temperature(state.iteration), hold=self.hold)
-        joint = state.joint.renewed(policy)
-        cooled = joint.value
+        cooled = self.engine.cooled(state.values, policy)
         clock.lap("temperature")
 
-        if self.improvement.order == "cyclic":
-            joint, records = cyclic_sweep(joint, policy, self.improvement, kappa, self._epsilon)
-        else:
-            joint, records = jacobi_sweep(joint, policy, self.improvement, kappa), []
-        gained = joint.value - cooled
+        values, records = self.engine.sweep(cooled, policy, self._epsilon)
         clock.lap("improvement")
 
-        done = replace(state, joint=joint, records=records, certificate=self.certify(policy))
+        done = replace(state, values=values, records=records, certificate=self.certify(policy))
         metrics = measure(self, done)
         clock.lap("certificate")
 
-        metrics |= {"effect/temperature": cooled - start, "effect/updates": gained, **clock.laps}
+        metrics |= self.engine.effects(state.values, cooled, values) | clock.laps
         iteration = state.iteration + 1
         snapshot = Snapshot.take(iteration, policy, self.generator)
         # One assignment: an interrupt finds all of an iteration, or nothing of it.
@@ -240,7 +204,7 @@ class Trainer:
         return certify(
             self.mdp,
             policy,
-            self.evaluation.kappa,
+            self.engine.kappa,
             self.evaluation.discount,
             objective=self.improvement.objective,
             environment=self.environment,

@@ -181,7 +181,7 @@ def test_a_false_guarantee_stops_the_run() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "random"}, "order is 'random'; choose cyclic or jacobi"),
+        ({"order": "random"}, "order is 'random'; choose one of cyclic, chromatic, jacobi"),
         ({"objective": "both"}, "objective is 'both'"),
         ({"weighting": "rollout"}, "weighting is 'rollout'"),
         ({"prox": -1.0}, "prox is -1.0"),

@@ -78,13 +78,33 @@ class Choices:
         return f"one of: {', '.join(self.words)}"
 
 
+@dataclasses.dataclass(frozen=True)
+class NaturalOr:
+    """A whole number ≥ 0, or one word.
+
+    >>> 3 in NaturalOr("auto"), "auto" in NaturalOr("auto"), -1 in NaturalOr("auto")
+    (True, True, False)
+    >>> str(NaturalOr("auto"))
+    'a whole number >= 0, or auto'
+    """
+
+    word: str
+
+    def __contains__(self, value: object) -> bool:
+        natural = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return natural or value == self.word
+
+    def __str__(self) -> str:
+        return f"a whole number >= 0, or {self.word}"
+
+
 POSITIVE = Range(0, low_open=True)
 NONNEGATIVE = Range(0)
 PROBABILITY = Range(0, 1)
 FINITE = Range()
 
 
-def setting(default: Any, rule: Range | Choices | None = None) -> Any:
+def setting(default: Any, rule: Range | Choices | NaturalOr | None = None) -> Any:
     """A dataclass field with its rule; a list as default is copied for every instance.
 
     Args:
@@ -109,7 +129,7 @@ def describe(schema: type, name: str) -> str:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
     null = ", or null" if len(options) < len(typing.get_args(hint)) else ""
     kind = options[0]
-    if isinstance(rule, Choices):
+    if isinstance(rule, Choices | NaturalOr):
         return f"{rule}{null}"
     if typing.get_origin(kind) is list:
         item = typing.get_args(kind)[0]
@@ -206,6 +226,7 @@ __all__ = [
     "POSITIVE",
     "PROBABILITY",
     "Choices",
+    "NaturalOr",
     "Range",
     "check",
     "closest",

@@ -23,6 +23,7 @@ from torchloc.config.ranges import (
     NONNEGATIVE,
     POSITIVE,
     Choices,
+    NaturalOr,
     Range,
     setting,
 )
@@ -126,9 +127,9 @@ class Improvement:
     """KL-prox block updates; `prox` is the weight η, null means η = τ; `fit_*` for networks."""
 
     _target_: str = "torchloc.improvement.Improvement"
-    order: str = setting("cyclic", Choices(("cyclic", "jacobi")))
+    order: str = setting("cyclic", Choices(("cyclic", "chromatic", "jacobi")))
     objective: str = setting("entropy", Choices(("entropy", "reward")))
-    weighting: str = setting("stationary", Choices(("stationary", "uniform")))
+    weighting: str = setting("stationary", Choices(("stationary", "marginal", "uniform")))
     prox: float | None = setting(None, NONNEGATIVE)
     fit_steps: int = setting(60, Range(1))
     fit_tolerance: float = setting(1e-10, POSITIVE)
@@ -136,12 +137,19 @@ class Improvement:
 
 @dataclass
 class Evaluation:
-    """Exact evaluation by enumeration, with advantages truncated at κ."""
+    """Exact by enumeration (`joint`), or on balls and by simulation (`local`); `auto`: what fits."""
 
-    _target_: str = "torchloc.trainer.Evaluation"
-    kappa: int = setting(3, NONNEGATIVE)
+    _target_: str = "torchloc.engine.Evaluation"
+    engine: str = setting("auto", Choices(("auto", "joint", "local")))
+    kappa: int | str = setting(3, NaturalOr("auto"))
     discount: float = setting(1.0, Range(0, 1, low_open=True))
     tolerance: float = setting(1e-10, POSITIVE)
+    steps: int = setting(64, Range(1))
+    burn_in: int = setting(64, NONNEGATIVE)
+    replicas: int = setting(8, Range(1))
+    ball_bytes: int = setting(2**27, Range(8))
+    dtype: str = setting("float64", Choices(("float64", "float32")))
+    device: str = "cpu"
 
 
 @dataclass
@@ -201,8 +209,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "geometric": GeometricSchedule,
         "cosine": CosineSchedule,
     },
-    "improvement": {"cyclic": Improvement, "jacobi": Improvement},
-    "evaluation": {"joint": Evaluation},
+    "improvement": {"cyclic": Improvement, "chromatic": Improvement, "jacobi": Improvement},
+    "evaluation": {"auto": Evaluation, "joint": Evaluation, "local": Evaluation},
 }
 
 

@@ -298,6 +298,22 @@ class JointEvaluation:
         return best, best_error
 
     @cached_property
+    def marginal_product(self) -> Tensor:
+        """(*S) product of the marginals of `stationary`."""
+        product = torch.ones((1,) * len(self.shape), dtype=torch.float64)
+        for i in range(len(self.shape)):
+            others = [j for j in range(len(self.shape)) if j != i]
+            product = product * (
+                self.stationary.sum(dim=others, keepdim=True) if others else self.stationary
+            )
+        return product
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, N) int64 states drawn from `stationary`."""
+        drawn = torch.multinomial(self.stationary.reshape(-1), count, True, generator=generator)
+        return torch.stack(torch.unravel_index(drawn, self.shape), dim=-1)
+
+    @cached_property
     def initial(self) -> Tensor:
         """(*S) product law of the first state; uniform where the model names none."""
         return initial_law(self.mdp)

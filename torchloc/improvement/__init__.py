@@ -3,7 +3,13 @@
 from torchloc.improvement.fit import FitReport, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
 from torchloc.improvement.prox import BlockTarget, block_target, log_law, prox_logits
-from torchloc.improvement.sweep import Improvement, cyclic_sweep, jacobi_sweep
+from torchloc.improvement.sweep import (
+    Improvement,
+    chromatic_sweep,
+    coloured_sweep,
+    cyclic_sweep,
+    jacobi_sweep,
+)
 
 __all__ = [
     "BlockRecord",
@@ -12,6 +18,8 @@ __all__ = [
     "Improvement",
     "block_record",
     "block_target",
+    "chromatic_sweep",
+    "coloured_sweep",
     "cyclic_sweep",
     "fit_logits",
     "jacobi_sweep",

@@ -25,7 +25,8 @@ from torchloc.evaluation.joint import JointEvaluation, Objective
 from torchloc.policy import scaled_logits
 from torchloc.shapes import Float
 
-Weighting = Literal["stationary", "uniform"]
+Weighting = Literal["stationary", "marginal", "uniform"]
+"""By d^π given what the agent sees, by the product of its marginals, or all states equally."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def block_target(
         k: Agent.
         kappa: Truncation κ; None uses the exact h.
         weighting: `stationary` weighs unseen coordinates by d^π given s_O (uniformly where d^π(s_O)
-            = 0), `uniform` weighs all their states equally.
+            = 0), `marginal` by the product of the marginals of d^π, `uniform` all their states equally.
 
     Raises:
         InputError: Unknown weighting.
@@ -69,14 +70,15 @@ def block_target(
     gain = joint.over_scope(k, joint.block_logits(k, kappa))
     if weighting == "uniform":
         average = gain.mean(dim=1)
-    elif weighting == "stationary":
-        weight = joint.over_scope(k, joint.stationary)
+    elif weighting in ("stationary", "marginal"):
+        law = joint.stationary if weighting == "stationary" else joint.marginal_product
+        weight = joint.over_scope(k, law)
         total = weight.sum(dim=1, keepdim=True)
         even = torch.full_like(weight, 1.0 / weight.shape[1])
         weight = torch.where(total > 0, weight / total, even)
         average = (weight.unsqueeze(-1) * gain).sum(dim=1)
     else:
-        raise InputError(f"weighting is {weighting!r}; choose stationary or uniform")
+        raise InputError(f"weighting is {weighting!r}; choose stationary, marginal or uniform")
     scope_error = span(gain - average.unsqueeze(1)).amax(dim=1)
     return BlockTarget(k, gain, average - average.mean(dim=-1, keepdim=True), scope_error)
 

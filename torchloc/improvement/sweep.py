@@ -1,19 +1,23 @@
-"""One pass over the agents: `cyclic` (recompute after every block) or `jacobi` (Algorithm 1 as printed)."""
+"""One pass over the agents: block after block, colour after colour, or all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchloc.errors import InputError
 from torchloc.evaluation.joint import JointEvaluation, Objective
+from torchloc.evaluation.local import LocalEvaluation, Selection
+from torchloc.evaluation.weighting import Weighting as LocalWeighting
 from torchloc.improvement.fit import fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
 from torchloc.improvement.prox import BlockTarget, Weighting, block_target, prox_logits
+from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
 
 
@@ -23,10 +27,14 @@ class Improvement:
 
     Attributes:
         order: `cyclic` recomputes the evaluation after every block, which Corollary 15 needs;
+            `chromatic` moves blocks together whose truncated advantages do not see each other, with
+            the iterates of a cyclic pass in the order of the colours (theory: conflict graph);
             `jacobi` computes every block from the same baseline, as Algorithm 1 is printed, without
             a guarantee.
         objective: `entropy` for J_τ, or `reward`.
-        weighting: How unseen coordinates are averaged: `stationary` or `uniform`.
+        weighting: How unseen coordinates are averaged: `stationary`, `marginal` (product of the
+            stationary marginals) or `uniform`. The last two do not change within a pass of the
+            local engine, nor does `stationary`, which it simulates.
         prox: η; None takes η = τ, as the paper does.
         fit_steps: Most steps of the fit of a network.
         fit_tolerance: Relative residual at which a fit stops.
@@ -35,7 +43,7 @@ class Improvement:
         InputError: A value is out of range.
     """
 
-    order: Literal["cyclic", "jacobi"] = "cyclic"
+    order: Literal["cyclic", "chromatic", "jacobi"] = "cyclic"
     objective: Objective = "entropy"
     weighting: Weighting = "stationary"
     prox: float | None = None
@@ -44,13 +52,13 @@ class Improvement:
 
     def __post_init__(self) -> None:
         for field, allowed in (
-            ("order", ("cyclic", "jacobi")),
+            ("order", ("cyclic", "chromatic", "jacobi")),
             ("objective", ("entropy", "reward")),
-            ("weighting", ("stationary", "uniform")),
+            ("weighting", ("stationary", "marginal", "uniform")),
         ):
             if getattr(self, field) not in allowed:
                 raise InputError(
-                    f"{field} is {getattr(self, field)!r}; choose {' or '.join(allowed)}"
+                    f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}"
                 )
         if self.prox is not None and not (
             self.prox > 0 or (self.prox == 0 and self.objective == "entropy")
@@ -159,7 +167,79 @@ def jacobi_sweep(
     Returns:
         Evaluation of the final policy.
     """
-    targets = [block_target(joint, k, kappa, settings.weighting) for k in range(policy.n_agents)]
-    for target in targets:
-        _move(policy, target, settings)
-    return joint.renewed(policy)
+    return coloured_sweep(joint, policy, settings, kappa, (np.arange(policy.n_agents),))
+
+
+def coloured_sweep(
+    joint: JointEvaluation,
+    policy: SoftmaxPolicy,
+    settings: Improvement,
+    kappa: int | None,
+    colours: Sequence[IntArray],
+) -> JointEvaluation:
+    """Updates the agents of one colour together, each colour from the policy that the one before left.
+
+    Args:
+        joint: Evaluation of `policy` as it is.
+        policy: Changed in place.
+        settings: How.
+        kappa: Truncation κ of the advantages.
+        colours: The agents of each colour.
+
+    Returns:
+        Evaluation of the final policy.
+    """
+    for agents in colours:
+        targets = [block_target(joint, int(k), kappa, settings.weighting) for k in agents]
+        for target in targets:
+            _move(policy, target, settings)
+        joint = joint.renewed(policy)
+    return joint
+
+
+def chromatic_sweep(
+    local: LocalEvaluation,
+    colours: Sequence[Selection],
+    policy: SoftmaxPolicy,
+    settings: Improvement,
+    weighting: LocalWeighting = "uniform",
+    states: Tensor | None = None,
+) -> None:
+    """Updates the agents of one colour together, with truncated advantages from their balls.
+
+    Where no two agents of a colour conflict (`colouring.conflict_graph`) the iterates are those of
+    one agent after another in the order of the colours, as weighting and states are the same
+    throughout.
+
+    Args:
+        local: The plan of the balls.
+        colours: The agents of each colour, from `local.select`.
+        policy: Changed in place.
+        settings: How; order and weighting are not read.
+        weighting: As in `LocalEvaluation.logits`.
+        states: Likewise.
+    """
+    for selection in colours:
+        found = local.logits(policy, selection=selection, weighting=weighting, states=states)
+        for index, group in enumerate(policy.groups):
+            rows = torch.from_numpy(np.flatnonzero(selection.agents[group.agents]))
+            if not len(rows):
+                continue
+            temperature = policy.temperature[torch.tensor(group.agents)][rows, None, None]
+            with torch.no_grad():
+                old = policy.group_logits(index)[rows].double()
+            wanted = prox_logits(
+                old,
+                found.values[index][rows].double().reshape(old.shape),
+                temperature=temperature,
+                prox=temperature if settings.prox is None else settings.prox,
+                objective=settings.objective,
+            )
+            fit_logits(
+                policy,
+                index,
+                rows,
+                wanted,
+                steps=settings.fit_steps,
+                tolerance=settings.fit_tolerance,
+            )

@@ -1,0 +1,91 @@
+"""The joint engine: everything by enumeration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from torchloc.colouring import colour_classes, conflict_graph, first_fit
+from torchloc.engine.settings import Evaluation
+from torchloc.evaluation.joint import JointEvaluation
+from torchloc.improvement import (
+    BlockRecord,
+    Improvement,
+    coloured_sweep,
+    cyclic_sweep,
+    jacobi_sweep,
+)
+from torchloc.mdp import FactoredMDP
+from torchloc.policy import SoftmaxPolicy
+
+
+class JointEngine:
+    """Exact values and advantages of models that can be enumerated.
+
+    Attributes:
+        kappa: κ.
+    """
+
+    def __init__(
+        self,
+        mdp: FactoredMDP,
+        policy: SoftmaxPolicy,
+        improvement: Improvement,
+        evaluation: Evaluation,
+    ) -> None:
+        self.improvement = improvement
+        self._first = JointEvaluation(
+            mdp,
+            policy,
+            objective=improvement.objective,
+            discount=evaluation.discount,
+            tolerance=evaluation.tolerance,
+        )
+        self.kappa = evaluation.radius(mdp, policy, improvement)
+        self._colours = (
+            colour_classes(
+                first_fit(
+                    conflict_graph(mdp, policy.scopes, self.kappa, objective=improvement.objective)
+                )
+            )
+            if improvement.order == "chromatic"
+            else ()
+        )
+
+    def evaluate(self, policy: SoftmaxPolicy) -> JointEvaluation:
+        """The exact evaluation of a policy, computed where it is read."""
+        return self._first.renewed(policy)
+
+    def cooled(self, before: JointEvaluation, policy: SoftmaxPolicy) -> JointEvaluation:
+        """The evaluation after the temperature alone has changed."""
+        return before.renewed(policy)
+
+    def effects(
+        self, before: JointEvaluation, cooled: JointEvaluation, after: JointEvaluation
+    ) -> dict[str, float]:
+        """What the change of τ did to the objective, and what the updates did."""
+        return {
+            "effect/temperature": cooled.value - before.value,
+            "effect/updates": after.value - cooled.value,
+        }
+
+    def sweep(
+        self,
+        values: JointEvaluation,
+        policy: SoftmaxPolicy,
+        epsilon: Callable[[SoftmaxPolicy], Tensor],
+    ) -> tuple[JointEvaluation, list[BlockRecord]]:
+        """Every agent once, from the policy that `values` evaluates; changes the policy in place.
+
+        Returns:
+            The evaluation after it, and the ledger of every block where the order has one.
+
+        Raises:
+            SolveError: A solve failed, or a guarantee was above the gain it bounds.
+        """
+        if self.improvement.order == "cyclic":
+            return cyclic_sweep(values, policy, self.improvement, self.kappa, epsilon)
+        if self.improvement.order == "jacobi":
+            return jacobi_sweep(values, policy, self.improvement, self.kappa), []
+        return coloured_sweep(values, policy, self.improvement, self.kappa, self._colours), []

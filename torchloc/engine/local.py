@@ -1,0 +1,143 @@
+"""The local engine: advantages on balls, rewards by simulation, for any number of agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchloc.colouring import colour_classes, conflict_graph, first_fit
+from torchloc.engine.settings import DTYPES, Evaluation
+from torchloc.engine.values import SimulatedValues
+from torchloc.evaluation.local import SAMPLES, LocalEvaluation
+from torchloc.evaluation.rollout import Rollout, simulate
+from torchloc.evaluation.simulator import Simulator
+from torchloc.evaluation.weighting import Weighting
+from torchloc.improvement import BlockRecord, Improvement, chromatic_sweep
+from torchloc.mdp import FactoredMDP
+from torchloc.policy import SoftmaxPolicy
+
+_UNSEEN = 1e-6
+"""Share of the uniform law in the marginals, so that every state has some weight."""
+
+
+class LocalEngine:
+    """Exact truncated advantages on balls; blocks of one colour move together.
+
+    A `cyclic` order runs through the colours: its iterates are those of one agent after another in
+    that order. `jacobi` moves all agents at once.
+
+    Attributes:
+        kappa: κ.
+        colours: Agents that move together, a selection a colour.
+    """
+
+    def __init__(
+        self,
+        mdp: FactoredMDP,
+        policy: SoftmaxPolicy,
+        improvement: Improvement,
+        evaluation: Evaluation,
+        generator: torch.Generator,
+    ) -> None:
+        self.mdp = mdp
+        self.improvement = improvement
+        self.evaluation = evaluation
+        device = torch.device(evaluation.device)
+        self.generator = generator
+        if device.type != generator.device.type:
+            self.generator = torch.Generator(device).manual_seed(generator.initial_seed())
+        self.kappa = evaluation.radius(mdp, policy, improvement)
+        self._local = LocalEvaluation(
+            mdp,
+            policy,
+            self.kappa,
+            objective=improvement.objective,
+            discount=evaluation.discount,
+            ball_bytes=evaluation.ball_bytes,
+            dtype=DTYPES[evaluation.dtype],
+            device=evaluation.device,
+        )
+        if improvement.order == "jacobi":
+            self.colours = (self._local.select(),)
+        else:
+            conflicts = conflict_graph(
+                mdp, policy.scopes, self.kappa, objective=improvement.objective
+            )
+            self.colours = tuple(map(self._local.select, colour_classes(first_fit(conflicts))))
+        self._simulator = Simulator(mdp, policy, device=evaluation.device)
+
+    def evaluate(self, policy: SoftmaxPolicy) -> SimulatedValues:
+        """What a policy earns, simulated from the initial law with the run's own random numbers."""
+        discounted = self.evaluation.discount < 1.0
+        rollout = self._simulate(
+            policy,
+            steps=None if discounted else self.evaluation.steps,
+            burn_in=0 if discounted else self.evaluation.burn_in,
+            replicas=self.evaluation.replicas,
+            discount=self.evaluation.discount,
+        )
+        return SimulatedValues(rollout, self.improvement.objective, self.evaluation.discount)
+
+    def cooled(self, before: SimulatedValues, policy: SoftmaxPolicy) -> SimulatedValues:
+        """The evaluation before the temperature changed: a sweep reads no values here."""
+        return before
+
+    def effects(
+        self, before: SimulatedValues, cooled: SimulatedValues, after: SimulatedValues
+    ) -> dict[str, float]:
+        """Nothing: the two effects are smaller than the intervals of a simulation."""
+        return {}
+
+    def sweep(
+        self,
+        values: SimulatedValues,
+        policy: SoftmaxPolicy,
+        epsilon: Callable[[SoftmaxPolicy], Tensor],
+    ) -> tuple[SimulatedValues, list[BlockRecord]]:
+        """Every agent once, colour by colour; changes the policy in place.
+
+        Returns:
+            The evaluation after it. No ledger: its expectations are not enumerable here.
+        """
+        weighting, states = self._weighting(policy)
+        chromatic_sweep(self._local, self.colours, policy, self.improvement, weighting, states)
+        return self.evaluate(policy), []
+
+    def _weighting(self, policy: SoftmaxPolicy) -> tuple[Weighting, Tensor | None]:
+        """How unseen coordinates are averaged during a sweep; simulated laws are frozen in it."""
+        name = self.improvement.weighting
+        if name == "uniform":
+            return "uniform", None
+        burn_in = max(self.evaluation.burn_in, 1)
+        rollout = self._simulate(
+            policy, steps=self.evaluation.steps, burn_in=burn_in, replicas=SAMPLES, discount=1.0
+        )
+        if name == "stationary":
+            return "uniform", rollout.states.T
+        sizes = torch.tensor(self.mdp.state_sizes, device=rollout.marginals.device)[:, None]
+        inside = torch.arange(int(sizes.max()), device=sizes.device) < sizes
+        uniform = inside / sizes
+        return (1.0 - _UNSEEN) * rollout.marginals + _UNSEEN * uniform, None
+
+    def _simulate(
+        self,
+        policy: SoftmaxPolicy,
+        *,
+        steps: int | None,
+        burn_in: int,
+        replicas: int,
+        discount: float,
+    ) -> Rollout:
+        return simulate(
+            self.mdp,
+            policy,
+            steps=steps,
+            burn_in=burn_in,
+            replicas=replicas,
+            discount=discount,
+            objective="entropy",
+            generator=self.generator,
+            simulator=self._simulator,
+        )
