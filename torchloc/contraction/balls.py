@@ -66,6 +66,11 @@ class Step:
         return tuple(axes[-1] for axes in self.reads)
 
     @property
+    def before_sizes(self) -> tuple[int, ...]:
+        """Sizes of the coordinates before the step."""
+        return self.sizes[len(self.sizes) - len(self.kinds) :]
+
+    @property
     def result_sizes(self) -> tuple[int, ...]:
         """Sizes of the result."""
         return self.sizes[: len(self.scope)]

@@ -16,7 +16,6 @@ stationary law given what an agent sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from torchloc.contraction.sites import SiteClass, Sites
 from torchloc.errors import BudgetError, InputError
 from torchloc.evaluation.joint import Objective
 from torchloc.evaluation.numbers import ModelTables, Numbers
-from torchloc.evaluation.passes import Problem, Reached, product_pass, sampled_pass
+from torchloc.evaluation.problem import Memory, Problem, Reached, Selection
 from torchloc.evaluation.radius import (
     BALL_BYTES,
     check_settings,
@@ -41,59 +40,17 @@ from torchloc.evaluation.radius import (
 )
 from torchloc.evaluation.rollout import simulate
 from torchloc.evaluation.sources import Sources
-from torchloc.evaluation.weighting import Weighting, as_product_law, as_states
+from torchloc.evaluation.tracked import LocalLogits, Tracked
+from torchloc.evaluation.weighting import Weighting
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import IntArray
-from torchloc.policy import AgentGroup, SoftmaxPolicy
+from torchloc.policy import SoftmaxPolicy
 
 SAMPLES = 64
 """States that `rollout` simulates where none are given."""
 _BURN_IN = 256
-
-
-@dataclass(frozen=True, eq=False)
-class LocalLogits:
-    """ḡ_k of some agents, stored in one tensor for all agents of equal shape.
-
-    Attributes:
-        groups: The policy's groups of agents.
-        values: (G, *S_scope, A) a group, zero mean over a.
-        known: (K,) bool, whether an agent was asked for; other rows hold no meaning.
-    """
-
-    groups: tuple[AgentGroup, ...]
-    values: tuple[Tensor, ...]
-    known: np.ndarray
-
-    def __getitem__(self, k: int) -> Tensor:
-        """(*S[scope_k], A_k) view."""
-        if not 0 <= k < len(self.known) or not self.known[k]:
-            raise IndexError(f"agent {k} is not among those whose advantages were computed")
-        for group, values in zip(self.groups, self.values, strict=True):
-            at = int(np.searchsorted(group.agents, k))
-            if at < len(group) and group.agents[at] == k:
-                return values[at]
-        raise IndexError(k)
-
-    def __len__(self) -> int:
-        return len(self.known)
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What of a plan reaches some agents.
-
-    Attributes:
-        agents: (K,) bool.
-        balls: Balls with a derivative that is wanted, and which.
-        kernels: Site classes, and which of their rows have an agent that is wanted.
-        rewards: Classes of reward terms likewise.
-    """
-
-    agents: np.ndarray
-    balls: tuple[Reached, ...]
-    kernels: tuple[tuple[int, IntArray], ...]
-    rewards: tuple[tuple[int, IntArray], ...]
+KEPT_BYTES = 2**30
+"""What a tracked policy keeps of its balls at most."""
 
 
 class LocalEvaluation:
@@ -189,11 +146,15 @@ class LocalEvaluation:
         kernels = [_acted(site, private) for site in self.sites.classes]
         rewards = [_acted(site, wanted) for site in self.sources.rewards]
         shared = wanted & self.sites.is_shared
-        balls = [part for ball in self.balls for part in self._reaching(ball, kernels, shared)]
+        balls = [
+            part
+            for origin, ball in enumerate(self.balls)
+            for part in self._reaching(origin, ball, kernels, shared)
+        ]
         return Selection(wanted, tuple(balls), _rows(kernels), _rows(rewards))
 
     def _reaching(
-        self, ball: Ball, kernels: list[np.ndarray], shared: np.ndarray
+        self, origin: int, ball: Ball, kernels: list[np.ndarray], shared: np.ndarray
     ) -> Iterator[Reached]:
         step = ball.last
         codes = [kernels[kind][at] for kind, at in zip(step.kinds, step.sites, strict=True)]
@@ -204,8 +165,10 @@ class LocalEvaluation:
         n_sites = len(step.kinds)
         for code, rows in equal_columns([column.astype(np.int64) for column in codes]):
             if any(code):
-                yield (
+                yield Reached(
                     ball if len(rows) == len(ball) else ball.at(rows),
+                    origin,
+                    rows,
                     tuple(i for i in range(n_sites) if code[i]),
                     tuple(i for i in range(len(step.groups)) if code[n_sites + i]),
                 )
@@ -231,35 +194,22 @@ class LocalEvaluation:
         Raises:
             InputError: A law or state that does not fit, or a law with a zero.
         """
+        return self.track(policy, keep=False).logits(selection, weighting=weighting, states=states)
+
+    def track(self, policy: SoftmaxPolicy | PolicyTables, *, keep: bool = True) -> Tracked:
+        """This plan with a policy's numbers, to be updated as agents move.
+
+        Args:
+            policy: On the scopes that this evaluation was planned for.
+            keep: Keep what balls carry, as far as it takes no more than `KEPT_BYTES`.
+        """
         tables = policy if isinstance(policy, PolicyTables) else PolicyTables.read(policy)
-        chosen = selection or self.select()
-        law = as_product_law(
-            weighting, self.mdp.state_sizes, dtype=self.model.dtype, device=self.model.device
-        )
         numbers = Numbers(self.model, self.sites, self.sources, tables)
-        problem = Problem(self.sites, self.sources, self.model, numbers, self.discount)
-        parts = (chosen.balls, chosen.kernels, chosen.rewards)
-        sampled = None
-        if states is not None:
-            states = as_states(states, self.mdp.state_sizes, self.model.device)
-            sampled = sampled_pass(problem, states, *parts)
-        unseen = sampled is None or any(bool((n == 0).any()) for _, n in sampled)
-        found = product_pass(problem, law, *parts) if unseen else None
-        values = []
-        for i, group in enumerate(self.groups):
-            averages = None
-            if found is not None:
-                seen = law.joint(group.scope, group.sizes, found[i]).unsqueeze(-2)
-                averages = (found[i] / seen).reshape(group.n_rows, group.n_actions, len(group))
-                averages = averages - averages.mean(dim=1, keepdim=True)
-            if sampled is not None:
-                sums, counts = sampled[i]
-                means = sums / counts.clamp(min=1.0)
-                means = means - means.mean(dim=1, keepdim=True)
-                averages = means if averages is None else torch.where(counts > 0, means, averages)
-            if averages is not None:
-                values.append(group.unflatten(averages.permute(2, 0, 1).contiguous().cpu()))
-        return LocalLogits(self.groups, tuple(values), chosen.agents)
+        memory = None
+        if keep and self.kappa and Memory.bytes_of(self.balls) <= KEPT_BYTES:
+            memory = Memory(self.balls, self.model)
+        problem = Problem(self.sites, self.sources, self.model, numbers, self.discount, memory)
+        return Tracked(problem, self.mdp.state_sizes, self.select)
 
 
 def local_logits(

@@ -6,14 +6,16 @@ computed for one of them is known for all; where most differ, nothing is shared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torchloc.alike import distinct, distinct_numbers
-from torchloc.closed_loop import PolicyTables
+from torchloc.closed_loop import Layout, PolicyTables
 from torchloc.contraction.sites import SiteClass, Sites
 from torchloc.evaluation.sources import Sources
 from torchloc.mdp.checks import IntArray
@@ -44,6 +46,18 @@ class Columns:
         if int(picked[-1]) - first == len(picked) - 1 and bool((np.diff(picked) == 1).all()):
             return self.values.narrow(-1, first, len(picked))
         return self.values.index_select(-1, as_index(picked, self.values))
+
+    def put(self, rows: IntArray, values: Tensor) -> Columns:
+        """The same tables but for some sites, which get (*axes, len(rows)) new ones."""
+        if self.ids is None and self.values.shape[-1] > 1:
+            return Columns(
+                self.values.index_copy(-1, as_index(rows, values), values.contiguous()), None
+            )
+        new = columns(values)
+        ids = np.zeros(int(rows.max()) + 1, dtype=np.int64) if self.ids is None else self.ids.copy()
+        stored = np.arange(values.shape[-1]) if new.ids is None else new.ids
+        ids[rows] = self.values.shape[-1] + stored
+        return Columns(torch.cat([self.values, new.values], dim=-1), ids)
 
     def names(self, rows: IntArray) -> IntArray | None:
         """Equal numbers for sites with equal tables; None where most differ."""
@@ -91,6 +105,12 @@ class ModelTables:
 class Numbers:
     """Laws, closed-loop kernels and sources of one policy.
 
+    Args:
+        model: Tables of the model.
+        sites: Structure of its kernels.
+        sources: Structure of its rewards.
+        tables: The policy's laws.
+
     Attributes:
         laws: One (*S_scope, A, G) a policy group.
         kernels: One (*reads, *A_shared, S_j, B) a site class.
@@ -100,42 +120,42 @@ class Numbers:
     def __init__(
         self, model: ModelTables, sites: Sites, sources: Sources, tables: PolicyTables
     ) -> None:
-        self.tables = tables
+        self.model = model
+        self._sites = sites
+        self._sources = sources
+        self.layout: Layout = tables
+        self.temperature = tables.temperature
         self.laws = [
             columns(law.movedim(0, -1).to(model.device, model.dtype).contiguous())
             for law in tables.laws
         ]
         self.kernels = [
-            self.averaged(site, table)
+            self._averaged(site, table, np.arange(len(site)))
             for site, table in zip(sites.classes, model.kernels, strict=True)
         ]
-        functions = [
-            expanded(self.averaged(site, table), len(site))
+        self._functions = [
+            expanded(self._averaged(site, table, np.arange(len(site))), len(site))
             for site, table in zip(sources.rewards, model.rewards, strict=True)
         ]
         if sources.entropies:
-            functions += [
-                self._entropy(group.agents, law)
-                for group, law in zip(tables.groups, self.laws, strict=True)
+            self._functions += [
+                self._entropy(index, np.arange(len(group)))
+                for index, group in enumerate(tables.groups)
             ]
-        self.sources = [columns(source.total(functions)) for source in sources.classes]
+        self.sources = [columns(source.total(self._functions)) for source in sources.classes]
 
     def closed_laws(self, site: SiteClass, rows: IntArray) -> list[Tensor]:
         """(*S_scope, A, len(rows) or 1) of every agent whose action is averaged out."""
-        return [law.at(at) for law, at in self._laws_of(site, rows)]
+        return [self.laws[group].at(at) for group, at in self._closed(site, rows)]
 
-    def _laws_of(self, site: SiteClass, rows: IntArray) -> list[tuple[Columns, IntArray]]:
-        found = []
-        for k in site.closed:
-            agents = site.local.agents[rows, k]
-            group = int(self.tables.group_of[site.local.agents[0, k]])
-            found.append((self.laws[group], self.tables.row_of[agents]))
-        return found
+    def _closed(self, site: SiteClass, rows: IntArray) -> list[tuple[int, IntArray]]:
+        """Policy group, and rows in it, of every agent whose action is averaged out."""
+        agents = [site.local.agents[rows, k] for k in site.closed]
+        return [(int(self.layout.group_of[some[0]]), self.layout.row_of[some]) for some in agents]
 
-    def averaged(self, site: SiteClass, table: Columns) -> Columns:
-        """The tables of a class with the private actions averaged out."""
-        rows = np.arange(len(site))
-        laws = self._laws_of(site, rows)
+    def _averaged(self, site: SiteClass, table: Columns, rows: IntArray) -> Columns:
+        """The tables of some sites with the private actions averaged out."""
+        laws = [(self.laws[group], at) for group, at in self._closed(site, rows)]
         names = [table.names(rows), *(law.names(at) for law, at in laws)]
         network = site.averaging()
         if any(name is None for name in names):
@@ -145,11 +165,79 @@ class Numbers:
         operands = (table.at(rows[first]), *(law.at(at[first]) for law, at in laws))
         return Columns(network(operands), ids)
 
-    def _entropy(self, agents: IntArray, law: Columns) -> Tensor:
+    def _entropy(self, index: int, rows: IntArray) -> Tensor:
+        """(*S_scope, len(rows)) τ_k Ent π_k of some agents of a group."""
+        law = self.laws[index]
         entropy = torch.special.entr(law.values).sum(dim=-2)
-        if law.ids is not None:
-            entropy = entropy.index_select(-1, as_index(law.ids, entropy))
-        return entropy * self.tables.temperature[torch.tensor(agents)].to(entropy)
+        entropy = expanded(Columns(entropy, law.ids), len(self.layout.groups[index]))
+        entropy = entropy.index_select(-1, as_index(rows, entropy))
+        agents = self.layout.groups[index].agents[rows]
+        return entropy * self.temperature[torch.tensor(agents)].to(entropy)
+
+    def move(self, agents: NDArray[np.bool_], laws: Sequence[Tensor | None]) -> Moved:
+        """Takes over new laws of some agents; all else stays as it is.
+
+        Args:
+            agents: (K,) which agents moved.
+            laws: For each policy group the (b, *S_scope, A) laws of its moved agents, ascending, or
+                None.
+
+        Returns:
+            What changed.
+        """
+        for index, (group, new) in enumerate(zip(self.layout.groups, laws, strict=True)):
+            rows = np.flatnonzero(agents[group.agents])
+            if new is not None and len(rows):
+                values = new.movedim(0, -1).to(self.model.device, self.model.dtype)
+                self.laws[index] = self.laws[index].put(rows, values.contiguous())
+        changed = [self._acted(site, agents) for site in self._sites.classes]
+        for i, rows in enumerate(changed):
+            if len(rows):
+                site = self._sites.classes[i]
+                new = self._averaged(site, self.model.kernels[i], rows)
+                self.kernels[i] = self.kernels[i].put(rows, expanded(new, len(rows)))
+        for i, site in enumerate(self._sources.rewards):
+            rows = self._acted(site, agents)
+            if len(rows):
+                new = expanded(self._averaged(site, self.model.rewards[i], rows), len(rows))
+                self._replace(i, rows, new)
+        if self._sources.entropies:
+            n_rewards = len(self._sources.rewards)
+            for index, group in enumerate(self.layout.groups):
+                rows = np.flatnonzero(agents[group.agents])
+                if len(rows):
+                    self._replace(n_rewards + index, rows, self._entropy(index, rows))
+        moved = []
+        for i, source in enumerate(self._sources.classes):
+            new = columns(source.total(self._functions))
+            count = len(source.rows)
+            same = expanded(new, count) == expanded(self.sources[i], count)
+            moved.append(~same.reshape(-1, count).all(dim=0).cpu().numpy())
+            self.sources[i] = new
+        return Moved(agents, changed, moved)
+
+    def _acted(self, site: SiteClass, agents: NDArray[np.bool_]) -> IntArray:
+        """Rows whose averaged action belongs to one of the agents."""
+        return np.flatnonzero(agents[site.local.agents[:, list(site.closed)]].any(axis=1))
+
+    def _replace(self, kind: int, rows: IntArray, values: Tensor) -> None:
+        old = self._functions[kind]
+        self._functions[kind] = old.index_copy(-1, as_index(rows, old), values.contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """What changed with the laws of some agents.
+
+    Attributes:
+        agents: (K,) bool.
+        kernels: Rows of every site class.
+        sources: (B,) bool of every source class.
+    """
+
+    agents: NDArray[np.bool_]
+    kernels: list[IntArray]
+    sources: list[NDArray[np.bool_]]
 
 
 def expanded(table: Columns, count: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from torchloc.errors import InputError
 from torchloc.evaluation.joint import JointEvaluation, Objective
-from torchloc.evaluation.local import LocalEvaluation, Selection
+from torchloc.evaluation.local import LocalEvaluation
+from torchloc.evaluation.problem import Selection
 from torchloc.evaluation.weighting import Weighting as LocalWeighting
 from torchloc.improvement.fit import fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
@@ -219,8 +220,9 @@ def chromatic_sweep(
         weighting: As in `LocalEvaluation.logits`.
         states: Likewise.
     """
-    for selection in colours:
-        found = local.logits(policy, selection=selection, weighting=weighting, states=states)
+    tracked = local.track(policy)
+    for number, selection in enumerate(colours):
+        found = tracked.logits(selection, weighting=weighting, states=states)
         for index, group in enumerate(policy.groups):
             rows = torch.from_numpy(np.flatnonzero(selection.agents[group.agents]))
             if not len(rows):
@@ -243,3 +245,5 @@ def chromatic_sweep(
                 steps=settings.fit_steps,
                 tolerance=settings.fit_tolerance,
             )
+        if number + 1 < len(colours):
+            tracked.moved(policy, selection.agents)

@@ -1,0 +1,188 @@
+"""Averages of truncated advantages over given states, such as a simulation's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchloc.contraction.sites import SiteClass
+from torchloc.evaluation.numbers import Columns, Numbers, as_index
+from torchloc.evaluation.problem import Chosen, Problem, Reached, alike, batches, carried, peak_of
+from torchloc.mdp.checks import IntArray
+
+
+def sampled_pass(
+    problem: Problem,
+    states: Tensor,
+    balls: Sequence[Reached],
+    kernels: Chosen,
+    rewards: Chosen,
+) -> list[tuple[Tensor, Tensor]]:
+    """Sums over the states at which an agent sees the same, and how many these are.
+
+    Args:
+        problem: What is read.
+        states: (R, N) int64.
+        balls: Selected balls.
+        kernels: Selected kernels.
+        rewards: Selected reward terms.
+
+    Returns:
+        For every policy group (R_scope, A, G) sums and (R_scope, 1, G) counts.
+    """
+    numbers, count = problem.numbers, len(states)
+    seen = _Seen(problem, states)
+    inward = {
+        i: problem.zeros(*site.kept_sizes, *site.tail, len(site), count)
+        for i, site in ((i, problem.sites.classes[i]) for i, _ in kernels)
+    }
+    kernel_at = [
+        seen.kernel(i, np.arange(len(site))) for i, site in enumerate(problem.sites.classes)
+    ]
+    for reached in balls:
+        ball, at, by = reached.ball, reached.kernels, reached.laws
+        step = ball.last
+        network = step.sampling()
+        first, inverse = alike(numbers, ball, weighted=False)
+        known = None
+        if inverse is not None:
+            unit = ball.at(first)
+            bounds = batches(len(unit), problem.chunk // max(peak_of(unit), 1))
+            known = torch.cat([carried(problem, unit, a, b) for a, b in bounds], dim=-1)
+        size = problem.chunk // (count * max(network.peak, peak_of(ball)))
+        for start, stop in batches(len(ball), size):
+            if known is None or inverse is None:
+                values = carried(problem, ball, start, stop)
+            else:
+                values = known.index_select(-1, as_index(inverse[start:stop], known))
+            values = values.expand(*values.shape[:-1], stop - start) * problem.discount
+            operands = [values.repeat_interleave(count, dim=-1)]
+            for kind, rows in zip(step.kinds, step.sites, strict=True):
+                operands.append(_flat(kernel_at[kind], rows[start:stop]))
+            for group, rows in zip(step.groups, step.agents, strict=True):
+                operands.append(seen.law(group, rows[start:stop]))
+            gradients = network.gradients(operands, reached.operands)
+            for i, gradient in zip(at, gradients, strict=False):
+                target = inward[step.kinds[i]]
+                rows = step.sites[i][start:stop]
+                split = gradient.expand(*gradient.shape[:-1], len(rows) * count)
+                target.index_add_(
+                    -2, as_index(rows, target), split.reshape(*split.shape[:-1], len(rows), count)
+                )
+            for i, gradient in zip(by, gradients[len(at) :], strict=True):
+                seen.add(step.groups[i], step.agents[i][start:stop], gradient)
+    for i, rows in kernels:
+        site = problem.sites.classes[i]
+        seen.attribute(site, problem.model.kernels[i], rows, inward[i])
+    for i, rows in rewards:
+        seen.attribute(problem.sources.rewards[i], problem.model.rewards[i], rows, None)
+    return seen.result()
+
+
+class _Seen:
+    """What kernels, laws and rewards are at given states, and sums by what agents see there."""
+
+    def __init__(self, problem: Problem, states: Tensor) -> None:
+        self.problem = problem
+        self.states = states
+        numbers = problem.numbers
+        self.cells = [flat_index(states, group.scope, group.sizes) for _, group in _groups(numbers)]
+        self.sums = [
+            problem.zeros(laws.values.shape[-2], group.n_rows * len(group))
+            for laws, group in _groups(numbers)
+        ]
+
+    def kernel(self, i: int, rows: IntArray) -> Tensor:
+        """(*A_shared, S_j, B, R) closed-loop kernels of site class i at the states."""
+        site = self.problem.sites.classes[i]
+        table = self.problem.numbers.kernels[i]
+        return self._at(table, rows, site.reads[rows], site.read_sizes)
+
+    def law(self, group: int, rows: IntArray) -> Tensor:
+        """(A, B · R) laws of some agents of a group at the states."""
+        laws = self.problem.numbers.laws[group]
+        member = self.problem.numbers.layout.groups[group]
+        values = self._at(laws, rows, member.scope[rows], member.sizes)
+        return values.reshape(*values.shape[:-2], -1)
+
+    def _at(self, table: Columns, rows: IntArray, scope: IntArray, sizes: Sequence[int]) -> Tensor:
+        """(*rest, B, R): tables (*sizes, *rest, ·) at the states of their (B, m) coordinates."""
+        rest = table.values.shape[len(sizes) : -1]
+        flat = table.values.reshape(math.prod(sizes), -1, table.values.shape[-1])
+        index = flat_index(self.states, scope, sizes)
+        if flat.shape[-1] == 1:
+            column = torch.zeros_like(index)
+        else:
+            ids = rows if table.ids is None else table.ids[rows]
+            column = as_index(ids, index)[:, None].expand_as(index)
+        picked = flat.permute(1, 0, 2)[:, index, column]
+        return picked.reshape(*rest, *index.shape)
+
+    def attribute(
+        self, site: SiteClass, table: Columns, rows: IntArray, inward: Tensor | None
+    ) -> None:
+        """Adds what the derivatives (*A_shared, S_j, n, R) of some sites are in the agents' laws."""
+        local, count = site.local, len(self.states)
+        network = site.attribution(fixed=True)
+        for start, stop in batches(len(rows), self.problem.chunk // (network.peak * count)):
+            some = rows[start:stop]
+            parents = local.union[some, : local.n_states]
+            values = self._at(table, some, parents, local.sizes[: local.n_states])
+            operands = [
+                torch.ones_like(values[(0,) * (values.ndim - 2)]).reshape(-1)
+                if inward is None
+                else _flat(inward, some),
+                values.reshape(*values.shape[:-2], -1),
+            ]
+            groups = self.problem.numbers.layout
+            places = []
+            for k in site.closed:
+                agents = local.agents[some, k]
+                places.append((int(groups.group_of[agents[0]]), groups.row_of[agents]))
+                operands.append(self.law(*places[-1]))
+            gradients = network.gradients(operands, range(2, len(operands)))
+            for (group, at), gradient in zip(places, gradients, strict=True):
+                self.add(group, at, gradient)
+
+    def add(self, group: int, rows: IntArray, gradient: Tensor) -> None:
+        """Adds (A, B · R) to what the agents of these rows see at each state."""
+        n = len(self.problem.numbers.layout.groups[group])
+        cells = self.cells[group][as_index(rows, self.states)]
+        flat = cells * n + as_index(rows, self.states)[:, None]
+        target = self.sums[group]
+        target.index_add_(1, flat.reshape(-1), gradient.expand(len(target), flat.numel()))
+
+    def result(self) -> list[tuple[Tensor, Tensor]]:
+        """(R_scope, A, G) sums and (R_scope, 1, G) counts of every group."""
+        result = []
+        for sums, cells, (_, group) in zip(
+            self.sums, self.cells, _groups(self.problem.numbers), strict=True
+        ):
+            n = len(group)
+            flat = cells * n + torch.arange(n, device=cells.device)[:, None]
+            counts = torch.bincount(flat.reshape(-1), minlength=group.n_rows * n)
+            shaped = sums.reshape(-1, group.n_rows, n).permute(1, 0, 2)
+            result.append((shaped, counts.reshape(group.n_rows, 1, n).to(sums)))
+        return result
+
+
+def flat_index(states: Tensor, scope: IntArray, sizes: Sequence[int]) -> Tensor:
+    """(B, R) row-major index of what each of (B, m) coordinates is in (R, N) states."""
+    index = torch.zeros(len(scope), len(states), dtype=torch.int64, device=states.device)
+    for column, size in zip(scope.T, sizes, strict=True):
+        index = index * size + states[:, as_index(column, states)].T
+    return index
+
+
+def _groups(numbers: Numbers):
+    return list(zip(numbers.laws, numbers.layout.groups, strict=True))
+
+
+def _flat(values: Tensor, rows: IntArray) -> Tensor:
+    """(*axes, n, R) → (*axes, len(rows) · R)."""
+    picked = values.index_select(-2, as_index(rows, values))
+    return picked.reshape(*picked.shape[:-2], -1)
