@@ -17,6 +17,11 @@ _PEELED = 8
 """Classes that are looked for one by one before all rows are sorted."""
 
 
+def at_rows(values: NDArray, rows: IntArray) -> NDArray:
+    """values[rows] for ascending distinct rows; no copy where these are all."""
+    return values if len(rows) == len(values) else values[rows]
+
+
 def distinct(columns: Sequence[NDArray]) -> tuple[IntArray, IntArray]:
     """Distinct rows of some columns of integers.
 

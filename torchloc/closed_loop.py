@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchloc.alike import equal_rows, first_places
+from torchloc.alike import at_rows, coincidences, equal_rows
 from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
@@ -195,27 +195,39 @@ def local_classes(
     for kind, rows in equal_rows(kinds):
         q = actions.shape[1]
         members = [tables.groups[index] for index in kind[:q]]
-        seen = [member.scope[tables.row_of[actions[rows, k]]] for k, member in enumerate(members)]
-        columns = np.concatenate([batch.states[rows], *seen], axis=1)
+        acting = at_rows(actions, rows)
+        seen = [member.scope[tables.row_of[acting[:, k]]] for k, member in enumerate(members)]
+        columns = list(np.concatenate([at_rows(batch.states, rows), *seen], axis=1).T.copy())
         sizes = np.array([*batch.state_shape, *(s for member in members for s in member.sizes)])
-        for pattern, inner in equal_rows(first_places(columns)):
+        for pattern, inner in _patterns(columns, len(rows)):
             kept = [c for c, at in enumerate(pattern) if at == c]
             place = [kept.index(at) for at in pattern]
+            union = [at_rows(columns[c], inner) for c in kept]
             starts = np.cumsum([batch.states.shape[1], *(s.shape[1] for s in seen)])
-            picked = rows[inner]
+            picked = at_rows(rows, inner)
             yield LocalClass(
                 rows=picked,
-                union=columns[inner][:, kept],
+                union=np.stack(union, axis=1) if union else np.zeros((len(inner), 0), np.int64),
                 sizes=tuple(int(sizes[c]) for c in kept),
-                table=torch.from_numpy(
-                    batch.table.copy() if len(batch.table) == 1 else batch.table[picked]
+                table=torch.tensor(
+                    # All rows as they are: a plain copy is much faster than a gather.
+                    batch.table
+                    if len(batch.table) == 1 or len(picked) == len(batch)
+                    else batch.table[picked]
                 ),
                 n_states=batch.states.shape[1],
-                agents=actions[picked],
+                agents=at_rows(actions, picked),
                 n_actions=batch.action_shape,
                 scopes=tuple(tuple(place[start:end]) for start, end in itertools.pairwise(starts)),
                 flags=tuple(kind[q:]),
             )
+
+
+def _patterns(columns: list[IntArray], count: int) -> Iterator[tuple[list[int], IntArray]]:
+    if columns:
+        yield from coincidences(columns)
+    else:
+        yield [], np.arange(count)
 
 
 def reward_terms(mdp: FactoredMDP, tables: PolicyTables) -> Iterator[tuple[IntArray, Tensor]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchloc.alike import coincidences, equal_columns
+from torchloc.alike import at_rows, coincidences, equal_columns
 from torchloc.closed_loop import Layout
 from torchloc.contraction.network import Axes, Network
 from torchloc.contraction.sites import Sites
@@ -183,9 +183,9 @@ class Planner:
         stack: list[_Open] = [(np.arange(len(scope)), origin, ())] if origin else []
         while stack:
             rows, now, steps = stack.pop()
-            own = [column[rows] for column in origin]
+            own = [at_rows(column, rows) for column in origin]
             for chosen, step in self._steps(now, own):
-                taken = rows[chosen]
+                taken = at_rows(rows, chosen)
                 done = tuple(one if len(chosen) == len(rows) else one.at(chosen) for one in steps)
                 if len(done) == kappa:
                     if self._fits(source, taken, step, kappa, last=True):
@@ -203,8 +203,8 @@ class Planner:
         while stack:
             rows, now, steps = stack.pop()
             for chosen, step in self._steps(now, []):
-                done = tuple(one.at(chosen) for one in steps)
-                taken = rows[chosen]
+                done = tuple(one if len(chosen) == len(rows) else one.at(chosen) for one in steps)
+                taken = at_rows(rows, chosen)
                 if not self._fits(source, taken, step, kappa, last=True):
                     continue
                 yield Ball(source, taken, done, step, carried=False)
@@ -238,42 +238,43 @@ class Planner:
         """Rows of equal structure, and the step they take."""
         sites = self.sites
         for kinds, rows in equal_columns([sites.class_of[column] for column in scope]):
-            places = [sites.row_of[column[rows]] for column in scope]
+            places = [sites.row_of[at_rows(column, rows)] for column in scope]
             members = [sites.classes[kind] for kind in kinds]
             reads = [
                 column
                 for member, place in zip(members, places, strict=True)
-                for column in _columns(member.reads, place)
+                for column in _taken(member.read_columns, place)
             ]
             shared = [
                 column
                 for member, place in zip(members, places, strict=True)
-                for column in _columns(member.shared, place)
+                for column in _taken(member.shared_columns, place)
             ]
-            beside = [column[rows] for column in own]
+            beside = [at_rows(column, rows) for column in own]
             for same, inner in _patterns(shared, len(rows)):
                 firsts = sorted(set(same))
-                agents = [shared[c][inner] for c in firsts]
+                agents = [at_rows(shared[c], inner) for c in firsts]
                 for groups, deeper in self._groups(agents, len(inner)):
-                    chosen = inner[deeper]
-                    rows_of = [self.layout.row_of[agent[deeper]] for agent in agents]
+                    chosen = at_rows(inner, deeper)
+                    rows_of = [self.layout.row_of[at_rows(agent, deeper)] for agent in agents]
                     seen = [
                         column
                         for group, at in zip(groups, rows_of, strict=True)
-                        for column in _columns(self.layout.groups[group].scope, at)
+                        for column in _taken(list(self.layout.groups[group].scope.T), at)
                     ]
-                    columns = [c[chosen] for c in reads] + seen + [c[chosen] for c in beside]
+                    columns = [at_rows(column, chosen) for column in reads] + seen
+                    columns += [at_rows(column, chosen) for column in beside]
                     for pattern, last in _patterns(columns, len(chosen)):
-                        picked = chosen[last]
+                        picked = at_rows(chosen, last)
                         yield (
-                            rows[picked],
+                            at_rows(rows, picked),
                             self._step(
                                 kinds,
-                                [place[picked] for place in places],
+                                [at_rows(place, picked) for place in places],
                                 [firsts.index(c) for c in same],
                                 groups,
-                                [at[last] for at in rows_of],
-                                [column[last] for column in columns],
+                                [at_rows(at, last) for at in rows_of],
+                                [at_rows(column, last) for column in columns],
                                 pattern,
                                 len(own),
                             ),
@@ -355,8 +356,8 @@ class BallTooLarge(BudgetError):
         )
 
 
-def _columns(matrix: IntArray, rows: IntArray) -> list[IntArray]:
-    return [matrix[rows, c] for c in range(matrix.shape[1])]
+def _taken(columns: Sequence[IntArray], rows: IntArray) -> list[IntArray]:
+    return [column[rows] for column in columns]
 
 
 def _patterns(columns: list[IntArray], count: int) -> Iterator[tuple[list[int], IntArray]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,6 +62,16 @@ class SiteClass:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def read_columns(self) -> list[IntArray]:
+        """p arrays (B,): the coordinates that are read."""
+        return list(np.ascontiguousarray(self.reads.T))
+
+    @cached_property
+    def shared_columns(self) -> list[IntArray]:
+        """q arrays (B,): the agents of the kept actions."""
+        return list(np.ascontiguousarray(self.shared.T))
 
     @property
     def kept_sizes(self) -> tuple[int, ...]:
