@@ -48,6 +48,8 @@ class Step:
         reads: Axes of each coordinate's kernel, its own next value last.
         sees: Axes of each shared agent's law.
         source: Where the source's own coordinates stand in the result; None if some do not.
+        thorough: Whether its networks' orders are searched for: decided for the whole class, so that
+            a part of it runs as it was planned.
     """
 
     kinds: tuple[int, ...]
@@ -59,6 +61,7 @@ class Step:
     reads: tuple[Axes, ...]
     sees: tuple[Axes, ...]
     source: Axes | None
+    thorough: bool
 
     @property
     def before(self) -> Axes:
@@ -85,18 +88,25 @@ class Step:
         )
 
     def _network(self, operands: Sequence[Axes], out: Axes) -> Network:
-        count = len(self.scope[0]) if self.scope else 1
-        thorough = count >= _THOROUGH and len(operands) <= _SEARCHED
+        thorough = self.thorough and len(operands) <= _SEARCHED
         return Network.of(tuple(operands), out, self.sizes, thorough)
 
     def pulling(self) -> Network:
         """(F, *kernels, *laws) → T^π F."""
         return self._network((self.before, *self.reads, *self.sees), tuple(range(len(self.scope))))
 
-    def averaging(self, *, weighted: bool) -> Network:
-        """(F, *kernels, *laws, *weights) → Σ_s Π_i ν_i(s_i) (T^π F)(s), or with ν = 1."""
-        weights = [(i,) for i in range(len(self.scope))] if weighted else []
-        return self._network((self.before, *self.reads, *self.sees, *weights), ())
+    def averaging(self) -> Network:
+        """(F, *kernels, *laws) → Σ_s (T^π F)(s)."""
+        return self._network((self.before, *self.reads, *self.sees), ())
+
+    @property
+    def hosts(self) -> tuple[int, ...]:
+        """For each coordinate of the result the first of (*kernels, *laws) that reads it."""
+        operands = (*self.reads, *self.sees)
+        return tuple(
+            next(i for i, axes in enumerate(operands) if axis in axes)
+            for axis in range(len(self.scope))
+        )
 
     def sampling(self) -> Network:
         """(F, *kernels, *laws) → (T^π F)(s) at a given state s: no axes for it."""
@@ -217,7 +227,7 @@ class Planner:
         # The result alone may be too large to look for an order.
         needed = 8 * (1 if last else math.prod(step.result_sizes))
         if needed <= self.budget:
-            network = step.averaging(weighted=False) if last else step.pulling()
+            network = step.averaging() if last else step.pulling()
             needed = 8 * network.peak
         if needed <= self.budget:
             return True
@@ -338,6 +348,7 @@ class Planner:
             reads=tuple(reads),
             sees=tuple(sees),
             source=tuple(position[column] for column in own) if inside else None,
+            thorough=len(places[0]) >= _THOROUGH,
         )
 
 

@@ -38,7 +38,7 @@ class _Product:
 
     left_sum: Axes  # dimensions of the left tensor that stand nowhere else
     right_sum: Axes
-    lefts: Views  # one view a term of the sum
+    lefts: Views  # one view a term of the sum; none where these are many
     rights: Views
     joint: tuple[tuple[Any, ...], tuple[Any, ...], Axes]  # views, and the dimensions to be summed
     equation: str
@@ -64,9 +64,11 @@ class _Product:
             )
 
         kept = [x for x in order if x not in both]
+        n_terms = math.prod(sizes[x] for x in both)
+        values = itertools.product(*(range(sizes[x]) for x in both))
         terms = [
-            dict(zip(both, values, strict=True))
-            for values in itertools.product(*(range(sizes[x]) for x in both))
+            dict(zip(both, value, strict=True))
+            for value in (values if n_terms <= _LOOP_TERMS else ())
         ]
         symbol = {x: opt_einsum.get_symbol(i + 1) for i, x in enumerate(order)}
         batch = opt_einsum.get_symbol(0)
@@ -91,7 +93,7 @@ class _Product:
         if self.right_sum:
             right = right.sum(dim=self.right_sum)
         n_terms = len(self.lefts)
-        if n_terms <= _LOOP_TERMS:
+        if n_terms:
             out = left[self.lefts[0]] * right[self.rights[0]]
             if n_terms <= 4 or out.numel() >= _LONG:
                 for a, b in zip(self.lefts[1:], self.rights[1:], strict=True):

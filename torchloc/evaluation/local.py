@@ -43,7 +43,7 @@ from torchloc.evaluation.sources import Sources
 from torchloc.evaluation.tracked import LocalLogits, Tracked
 from torchloc.evaluation.weighting import Weighting
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import IntArray
+from torchloc.mdp.checks import IntArray, integers
 from torchloc.policy import SoftmaxPolicy
 
 SAMPLES = 64
@@ -118,10 +118,7 @@ class LocalEvaluation:
         """
         return sum(
             len(ball)
-            * (
-                sum(step.pulling().flops for step in ball.steps)
-                + ball.last.averaging(weighted=False).flops
-            )
+            * (sum(step.pulling().flops for step in ball.steps) + ball.last.averaging().flops)
             for ball in self.balls
         )
 
@@ -132,16 +129,7 @@ class LocalEvaluation:
             InputError: An agent that the model does not have.
         """
         wanted = np.zeros(self.mdp.n_agents, dtype=np.bool_)
-        if agents is None:
-            wanted[:] = True
-        else:
-            chosen = np.asarray(agents, dtype=np.int64).reshape(-1)
-            if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(wanted):
-                wrong = chosen[(chosen < 0) | (chosen >= len(wanted))][0]
-                raise InputError(
-                    f"agents names {int(wrong)}; the model has {len(wanted)} agents, numbered from 0"
-                )
-            wanted[chosen] = True
+        wanted[_chosen(agents, self.mdp.n_agents)] = True
         private = wanted & ~self.sites.is_shared
         kernels = [_acted(site, private) for site in self.sites.classes]
         rewards = [_acted(site, wanted) for site in self.sources.rewards]
@@ -298,6 +286,18 @@ def local_logits(
     return _joined(np.asarray(kappa), agents, mdp.n_agents, at)
 
 
+def _chosen(agents: ArrayLike | None, n_agents: int) -> IntArray:
+    if agents is None:
+        return np.arange(n_agents)
+    chosen = integers(agents, "agents", 1)
+    wrong = chosen[(chosen < 0) | (chosen >= n_agents)]
+    if len(wrong):
+        raise InputError(
+            f"agents names {int(wrong[0])}; the model has {n_agents} agents, numbered from 0"
+        )
+    return chosen
+
+
 def _acted(site: SiteClass, wanted: np.ndarray) -> np.ndarray:
     """(B,) which sites average out the action of an agent that is wanted."""
     agents = site.local.agents[:, list(site.closed)]
@@ -319,7 +319,8 @@ def _joined(
         raise InputError(
             f"kappa has shape {kappas.shape}; give one number, or one for each of {n_agents} agents"
         )
-    wanted = np.arange(n_agents) if agents is None else np.asarray(agents).reshape(-1)
+    wanted = _chosen(agents, n_agents)
+    kappas = integers(kappas, "kappa", 1)
     joined: LocalLogits | None = None
     for kappa in np.unique(kappas[wanted]):
         part = at(int(kappa), wanted[kappas[wanted] == kappa])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchloc.contraction.balls import Step
 from torchloc.contraction.sites import SiteClass
 from torchloc.evaluation.numbers import Columns, as_index
 from torchloc.evaluation.problem import (
@@ -75,7 +76,7 @@ def _derivatives(
     if first is not None:
         ball, memory = ball.at(first), None
     step = ball.last
-    network = step.averaging(weighted=law.columns is not None)
+    network = step.averaging()
     scale = problem.discount * law.scale(step.result_sizes)
     peak = max(network.peak, *(one.pulling().peak for one in ball.steps), 1)
     for start, stop in batches(len(ball), problem.chunk // peak):
@@ -84,9 +85,31 @@ def _derivatives(
         else:
             values = memory.values(problem, reached.origin, reached.rows[start:stop])
         values = values * scale
-        weights = law.factors([c[start:stop] for c in step.scope], step.result_sizes)
-        operands = [values, *operands_of(problem.numbers, step, start, stop), *weights]
-        yield (start, stop), network.gradients(operands, reached.operands)
+        operands = [values, *operands_of(problem.numbers, step, start, stop)]
+        # Each law joins one operand that reads its coordinate, so the network is that without laws.
+        weights = _hosted(step, law.factors([c[start:stop] for c in step.scope], step.result_sizes))
+        for operand, weight in weights.items():
+            operands[operand] = operands[operand] * weight
+        gradients = network.gradients(operands, reached.operands)
+        yield (
+            (start, stop),
+            [
+                gradient * weights[operand] if operand in weights else gradient
+                for operand, gradient in zip(reached.operands, gradients, strict=True)
+            ],
+        )
+
+
+def _hosted(step: Step, factors: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Operand of the last step → the product of the laws that it takes, on its axes."""
+    weights: dict[int, Tensor] = {}
+    for axis, (host, factor) in enumerate(zip(step.hosts, factors, strict=False)):
+        axes = (*step.reads, *step.sees)[host]
+        shape = [1] * len(axes) + [factor.shape[-1]]
+        shape[axes.index(axis)] = len(factor)
+        view = factor.reshape(shape)
+        weights[1 + host] = view * weights[1 + host] if 1 + host in weights else view
+    return weights
 
 
 def _attribute(

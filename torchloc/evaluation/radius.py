@@ -6,6 +6,8 @@ found by planning, before any number is computed.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from torchloc.closed_loop import Layout
@@ -97,14 +99,13 @@ def _agents_within(
 
 def check_settings(kappa: int, objective: str, discount: float, ball_bytes: int) -> None:
     """Refuses settings out of range."""
-    if kappa != int(kappa) or kappa < 0:
-        raise InputError(f"kappa is {kappa}; it must be a whole number ≥ 0")
+    for field, value, least in (("kappa", kappa, 0), ("ball_bytes", ball_bytes, 8)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise InputError(f"{field} is {value!r}; it must be a whole number ≥ {least}")
     if objective not in ("reward", "entropy"):
         raise InputError(f"objective is {objective!r}; choose reward or entropy")
     if not 0.0 < discount <= 1.0:
         raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
-    if ball_bytes < 8:
-        raise InputError(f"ball_bytes is {ball_bytes}; one number alone takes 8")
 
 
 def plan_balls(
