@@ -126,6 +126,17 @@ def test_the_optimum_of_a_discounted_run_is_drawn_per_step() -> None:
     np.testing.assert_allclose(shown["joint optimum"][1], rate, rtol=1e-12)
 
 
+def test_the_interval_of_a_simulated_run_is_shaded(tmp_path: Path) -> None:
+    recorder = written(tmp_path, evaluation=Evaluation(engine="local", kappa=1, steps=20))
+    figure = study.run_figure(study.read_run(tmp_path))
+    (band,) = figure.axes[0].collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    low = min(m["reward/per_agent_low"] for m in recorder.metrics)
+    high = max(m["reward/per_agent_high"] for m in recorder.metrics)
+    np.testing.assert_allclose([ends.min(), ends.max()], [low, high], rtol=SINGLE)
+    figure.canvas.draw()
+
+
 def test_the_figure_needs_no_optimum_and_no_reward(tmp_path: Path) -> None:
     """A model that pays nothing: every number 0, and its optimum is 0."""
     idle = tl.LocalKernel((), (0,), [[0.9, 0.1], [0.2, 0.8]])

@@ -63,6 +63,9 @@ def run_figure(series: Series) -> Figure:
     left, right = figure.subplots(1, 2)
     steps, reward = series["reward/per_agent"]
     left.plot(steps, reward, color="#0b6e4f", marker="o", markersize=3, label="reward per agent")
+    if "reward/per_agent_low" in series:
+        low, high = (series[f"reward/per_agent_{end}"][1] for end in ("low", "high"))
+        left.fill_between(steps, low, high, color="#0b6e4f", alpha=0.25, label="95 % interval")
     if "gap/per_agent_and_step" in series:
         optimum = float((reward + series["gap/per_agent_and_step"][1])[-1])
         left.axhline(optimum, color="#444444", linewidth=1, linestyle="--", label="joint optimum")
@@ -70,7 +73,7 @@ def run_figure(series: Series) -> Figure:
     cooling = left.twinx()
     cooling.plot(*series["schedule/temperature"], color="#c8a03d", linewidth=1, label="τ")
     cooling.set(ylabel="temperature τ", yscale="log")
-    lines = [*left.get_lines(), *cooling.get_lines()]
+    lines = [*left.get_lines(), *left.collections, *cooling.get_lines()]
     left.legend(handles=lines, loc="center right", framealpha=0.9)
     for rung, label, colour in _RUNGS:
         if f"rho/{rung}" in series:
