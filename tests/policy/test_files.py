@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from twins import draw
 
 import torchloc as tl
-from torchloc.policy import files
+from torchloc.policy import AgentGroup, files
 from torchloc.policy.networks import ACTIVATIONS
 
 MDP = tl.FactoredMDP(
@@ -38,6 +38,32 @@ BUILD: dict[str, Callable[..., tl.SoftmaxPolicy]] = {
     )
     for name in ACTIVATIONS
 }
+BUILD |= {
+    name: lambda options=options, **o: tl.SoftmaxPolicy.mlp(
+        MDP, SCOPES, hidden=(5, 3), temperature=TAU, **options, **o
+    )
+    for name, options in {
+        "shared": {"sharing": True, "embedding": 4},
+        "alike": {"sharing": True, "embedding": 0},
+        "bounded": {"bound": 1 / 3},
+        "shared bounded": {"sharing": True, "bound": 7.0},
+    }.items()
+}
+FIRST_FORMAT = ("tabular", "linear", *(f"mlp {name}" for name in ACTIVATIONS))
+
+
+class _Slopes(nn.Module):
+    """A user's module: one slope a coordinate and action, and a parameter under two names."""
+
+    def __init__(self, group: AgentGroup) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.randn(len(group), len(group.sizes), group.n_actions))
+        self.offset = nn.Parameter(torch.randn(len(group), 1, group.n_actions))
+        self.again = self.offset
+        self.register_buffer("steps", torch.arange(group.n_actions))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations.to(self.slopes) @ self.slopes + self.offset * self.again * self.steps
 
 
 def _bits(policy: tl.SoftmaxPolicy) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
@@ -73,6 +99,40 @@ def test_round_trip_keeps_every_bit(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert torch.equal(*drawn)
     loaded.save(tmp_path / "again.safetensors")
     _assert_equal(policy, tl.SoftmaxPolicy.load(tmp_path / "again.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["shared", "bounded", "shared bounded", "mlp tanh"])
+def test_a_rescaled_agent_survives(kind: str, tmp_path: Path) -> None:
+    """Per-agent scales and limits are part of a policy."""
+    policy = BUILD[kind]()
+    policy.set_temperature([0.2, 0.1, 5.0], hold="policy")
+    policy.save(tmp_path / "p.safetensors")
+    loaded = tl.SoftmaxPolicy.load(tmp_path / "p.safetensors")
+    _assert_equal(policy, loaded)
+    for one in (policy, loaded):
+        one.set_temperature(TAU, hold="policy")
+    _assert_equal(policy, loaded)
+
+
+def test_a_users_module_is_loaded_into_what_build_makes(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    policy = tl.SoftmaxPolicy.from_module(MDP, SCOPES, _Slopes, temperature=TAU, seed=3)
+    policy.save(path)
+    state = torch.random.get_rng_state()
+    loaded = tl.SoftmaxPolicy.load(path, build=_Slopes)
+    assert torch.equal(state, torch.random.get_rng_state())
+    _assert_equal(policy, loaded)
+    # What was tied stays tied.
+    assert loaded.networks[0].again is loaded.networks[0].offset
+    with pytest.raises(tl.InputError, match=r"kind 'module'; give build, the function"):
+        tl.SoftmaxPolicy.load(path)
+    with pytest.raises(tl.InputError, match=r"does not fit build: network parameter .* is missing"):
+        tl.SoftmaxPolicy.load(path, build=lambda group: nn.Sequential(_Slopes(group)))
+    with pytest.raises(tl.InputError, match=r"does not fit build: .*torch.float32, but .*float64"):
+        tl.SoftmaxPolicy.load(path, build=lambda group: _Slopes(group).double())
+    BUILD["linear"]().save(path)
+    with pytest.raises(tl.InputError, match=r"kind 'mlp'; give build, .* and nowhere else"):
+        tl.SoftmaxPolicy.load(path, build=_Slopes)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -129,7 +189,9 @@ def test_a_file_is_json_and_numbers_only(
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     about = header.pop("__metadata__")
-    assert set(about) == {"torchloc_policy"} and json.loads(about["torchloc_policy"])["format"] == 1
+    # Files of the kinds that the first format has can be read by what reads that only.
+    version = json.loads(about["torchloc_policy"])["format"]
+    assert set(about) == {"torchloc_policy"} and version == (1 if kind in FIRST_FORMAT else 2)
     spans = sorted(entry["data_offsets"] for entry in header.values())
     assert {entry["dtype"] for entry in header.values()} == {"F64", "I64"}
     assert spans[0][0] == 0 and spans[-1][1] == len(raw) - 8 - length
@@ -198,7 +260,7 @@ def test_truncated_at_any_byte(kind: str, tmp_path: Path) -> None:
     _refused(path, "damaged or no torchloc policy")
 
 
-@pytest.mark.parametrize("kind", ["tabular", "mlp relu"])
+@pytest.mark.parametrize("kind", ["tabular", "mlp relu", "shared bounded"])
 def test_flipped_bits_give_a_policy_or_one_clear_error(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     BUILD[kind]().save(path)
@@ -251,7 +313,7 @@ def _with(tensor: Tensor, index: Any, value: float) -> Tensor:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "later format": (_about({"format": 2, "kind": "?"}), ["policy format 2", "upgrade torchloc"]),
+    "later format": (_about({"format": 3, "kind": "?"}), ["policy format 3", "upgrade torchloc"]),
     "no format": (_about({"kind": "tabular"}), ["no format number"]),
     "text format": (_about({"format": "1", "kind": "tabular"}), ["no format number"]),
     "format 0": (_about({"format": 0, "kind": "tabular"}), ["no format number"]),
@@ -274,6 +336,20 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "width 0": (_mlp(hidden=[5, 0]), ["layer 1 has width 0"]),
     "width 1e6": (_mlp(hidden=[10**6, 3]), ["parameter 0.1.bias is (1, 1, 5)", "(1, 1, 1000000)"]),
     "width 1e30": (_mlp(hidden=[10**30, 3]), ["layer 0 has width 1000", "from 1 to 1048576"]),
+    "bound 0": (_mlp(format=2, bound=0), ["bound is 0"]),
+    "no bound": (_mlp(format=2, bound=1.0), ["parameter 0.6.limit is missing", "need (1, 1, 1)"]),
+    "embedding -1": (_mlp(format=2, embedding=-1), ["embedding is -1"]),
+    "no embedding": (_mlp(format=2, embedding=2), ["parameter 0.1.bias is (1, 1, 5)", "absent"]),
+    "module": (_about({"format": 2, "kind": "module", "shared": False}), ["give build"]),
+    "half a module": (_about({"format": 2, "kind": "module"}), ["['kind']", "no kind of network"]),
+    "unsure module": (
+        _about({"format": 2, "kind": "module", "shared": 1}),
+        ["['kind', 'shared']", "no kind of network"],
+    ),
+    "shared table": (
+        _about({"format": 2, "kind": "tabular", "shared": True}),
+        ["['kind', 'shared']", "no kind of network"],
+    ),
     "no temperature": (_arrays(lambda a: {"temperature": None}), ["lacks", "temperature"]),
     "temperature 0": (
         _arrays(lambda a: {"temperature": _with(a["temperature"], 1, 0.0)}),
@@ -375,6 +451,23 @@ def test_infinite_weights_are_refused(tmp_path: Path) -> None:
     network[-1].weight.data[int(policy.row_of[2]), 0, 1] = torch.inf
     policy.save(tmp_path / "p.safetensors")
     _refused(tmp_path / "p.safetensors", "weight of agent 2 holds NaN or ∞")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("shared", "5.scale", 0.0),
+        ("shared", "5.scale", np.nan),
+        ("bounded", "6.limit", -1.0),
+        ("bounded", "6.limit", np.inf),
+    ],
+)
+def test_scales_and_limits_are_positive(kind: str, name: str, value: float, tmp_path: Path) -> None:
+    policy = BUILD[kind]()
+    index, row = int(policy.group_of[2]), int(policy.row_of[2])
+    policy.networks[index].get_buffer(name)[row] = value
+    policy.save(tmp_path / "p.safetensors")
+    _refused(tmp_path / "p.safetensors", f"{name} of agent 2 holds a number that is not finite")
 
 
 # Writing --------------------------------------------------------------------------------------

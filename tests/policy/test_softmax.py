@@ -190,11 +190,14 @@ def test_holding_the_policy_keeps_it_to_rounding(seed: int) -> None:
         assert torch.equal(policy.probabilities(k) == 0, law == 0)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_holding_the_policy_of_a_network(kind: str) -> None:
-    policy = getattr(tl.SoftmaxPolicy, kind)(MDP, SCOPES, temperature=0.7, seed=2)
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": ()}, {}, {"sharing": True}, {"bound": 0.3}, {"sharing": True, "bound": 2}],
+)
+def test_holding_the_policy_of_a_network(options: dict[str, Any]) -> None:
+    policy = tl.SoftmaxPolicy.mlp(MDP, SCOPES, temperature=0.7, seed=2, **options)
     before = [policy.probabilities(k) for k in range(2)]
-    policy.set_temperature(0.013, hold="policy")
+    policy.set_temperature([0.013, 4.0], hold="policy")
     for k, law in enumerate(before):
         # The last layer sums at most 33 products of size about 1/τ.
         torch.testing.assert_close(policy.probabilities(k), law, rtol=0, atol=300 * U)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchloc.colouring import colour_classes, conflict_graph, first_fit
 from torchloc.engine.settings import Evaluation
+from torchloc.engine.values import Values
 from torchloc.evaluation.joint import JointEvaluation
 from torchloc.improvement import (
     BlockRecord,
@@ -57,13 +58,11 @@ class JointEngine:
         """The exact evaluation of a policy, computed where it is read."""
         return self._first.renewed(policy)
 
-    def cooled(self, before: JointEvaluation, policy: SoftmaxPolicy) -> JointEvaluation:
+    def cooled(self, before: Values, policy: SoftmaxPolicy) -> JointEvaluation:
         """The evaluation after the temperature alone has changed."""
-        return before.renewed(policy)
+        return self.evaluate(policy)
 
-    def effects(
-        self, before: JointEvaluation, cooled: JointEvaluation, after: JointEvaluation
-    ) -> dict[str, float]:
+    def effects(self, before: Values, cooled: Values, after: Values) -> dict[str, float]:
         """What the change of τ did to the objective, and what the updates did."""
         return {
             "effect/temperature": cooled.value - before.value,
@@ -72,7 +71,7 @@ class JointEngine:
 
     def sweep(
         self,
-        values: JointEvaluation,
+        values: Values,
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
     ) -> tuple[JointEvaluation, list[BlockRecord]]:
@@ -84,6 +83,8 @@ class JointEngine:
         Raises:
             SolveError: A solve failed, or a guarantee was above the gain it bounds.
         """
+        if not isinstance(values, JointEvaluation):
+            raise TypeError("a joint engine sweeps from its own evaluations")
         if self.improvement.order == "cyclic":
             return cyclic_sweep(values, policy, self.improvement, self.kappa, epsilon)
         if self.improvement.order == "jacobi":

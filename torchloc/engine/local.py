@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchloc.colouring import colour_classes, conflict_graph, first_fit
 from torchloc.engine.settings import DTYPES, Evaluation
-from torchloc.engine.values import SimulatedValues
+from torchloc.engine.values import SimulatedValues, Values
 from torchloc.evaluation.local import SAMPLES, LocalEvaluation
 from torchloc.evaluation.rollout import Rollout, simulate
 from torchloc.evaluation.simulator import Simulator
@@ -80,19 +80,17 @@ class LocalEngine:
         )
         return SimulatedValues(rollout, self.improvement.objective, self.evaluation.discount)
 
-    def cooled(self, before: SimulatedValues, policy: SoftmaxPolicy) -> SimulatedValues:
+    def cooled(self, before: Values, policy: SoftmaxPolicy) -> Values:
         """The evaluation before the temperature changed: a sweep reads no values here."""
         return before
 
-    def effects(
-        self, before: SimulatedValues, cooled: SimulatedValues, after: SimulatedValues
-    ) -> dict[str, float]:
+    def effects(self, before: Values, cooled: Values, after: Values) -> dict[str, float]:
         """Nothing: the two effects are smaller than the intervals of a simulation."""
         return {}
 
     def sweep(
         self,
-        values: SimulatedValues,
+        values: Values,
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
     ) -> tuple[SimulatedValues, list[BlockRecord]]:

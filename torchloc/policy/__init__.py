@@ -6,8 +6,9 @@ have the same sizes form one group and one batched module.
 """
 
 from torchloc.policy.groups import AgentGroup, agent_groups
+from torchloc.policy.laws import scaled_logits
 from torchloc.policy.networks import LogitNetwork, Tabular
-from torchloc.policy.softmax import SoftmaxPolicy, scaled_logits
+from torchloc.policy.softmax import SoftmaxPolicy
 
 __all__ = [
     "AgentGroup",

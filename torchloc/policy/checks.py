@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from torchloc.errors import InputError
+from torchloc.graphs import Scopes
 from torchloc.mdp.checks import FloatArray, IntArray, first, integers, normalised, reals
 from torchloc.policy.groups import AgentGroup
 
@@ -22,6 +23,20 @@ def sizes(value: ArrayLike, field: str) -> IntArray:
         (index,) = first(result < 1)
         raise InputError(f"{field}: entry {index} is {int(result[index])}; it must be at least 1")
     return result
+
+
+def check_scopes(scopes: Scopes, state_sizes: IntArray, action_sizes: IntArray) -> None:
+    """Refuses scopes of another number of agents, or of coordinates that have no size."""
+    if len(action_sizes) != len(scopes):
+        raise InputError(
+            f"action_sizes has {len(action_sizes)} entries, but there are {len(scopes)} scopes; give "
+            f"one of each an agent"
+        )
+    if len(scopes.indices) and int(scopes.indices.max()) >= len(state_sizes):
+        raise InputError(
+            f"a scope names coordinate {int(scopes.indices.max())}, but state_sizes has "
+            f"{len(state_sizes)} entries; coordinates are numbered from 0"
+        )
 
 
 def temperatures(value: float | ArrayLike | Tensor, n_agents: int) -> Tensor:

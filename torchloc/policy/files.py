@@ -12,6 +12,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchloc.errors import InputError
+from torchloc.graphs import Scopes
+from torchloc.policy import networks
 
 if TYPE_CHECKING:
     from torchloc.policy.softmax import SoftmaxPolicy
 
-FORMAT = 1
+FORMAT = 2
+"""Of files that the versions before cannot read: shared or bounded networks, the user's modules."""
 _KEY = "torchloc_policy"
 _ARRAYS = {
     "scope_indptr": torch.int64,
@@ -37,6 +41,16 @@ _ARRAYS = {
     "temperature": torch.float64,
 }
 _PREFIX = "networks."
+_MLP = {"kind", "hidden", "activation"}
+_DESCRIPTIONS = (
+    {"kind"},
+    _MLP,
+    _MLP | {"embedding"},
+    _MLP | {"bound"},
+    _MLP | {"embedding", "bound"},
+    {"kind", "shared"},
+)
+"""The fields of a description; those of the first two fit format 1."""
 
 
 def tensors(policy: SoftmaxPolicy) -> dict[str, Tensor]:
@@ -49,12 +63,16 @@ def tensors(policy: SoftmaxPolicy) -> dict[str, Tensor]:
         "temperature": policy.temperature,
     }
     parameters = {_PREFIX + name: value for name, value in policy.networks.state_dict().items()}
+    if policy.spec["kind"] == "module":
+        # Parameters that a module ties together share memory, which a file cannot say.
+        parameters = {name: value.clone() for name, value in parameters.items()}
     return {name: value.contiguous() for name, value in {**arrays, **parameters}.items()}
 
 
 def metadata(policy: SoftmaxPolicy) -> dict[str, str]:
     """What kind of network the tensors belong to."""
-    return {_KEY: json.dumps({**policy.spec, "format": FORMAT})}
+    version = 1 if set(policy.spec) in _DESCRIPTIONS[:2] else FORMAT
+    return {_KEY: json.dumps({**policy.spec, "format": version})}
 
 
 def save(path: str | PathLike[str], policy: SoftmaxPolicy) -> None:
@@ -137,10 +155,11 @@ def load(
     if _KEY not in about:
         raise InputError(f"{path} is no torchloc policy; write one with SoftmaxPolicy.save")
     spec = description(path, about[_KEY], FORMAT, "policy")
-    if set(spec) not in ({"kind"}, {"kind", "hidden", "activation"}):
+    module = spec.get("kind") == "module"
+    if set(spec) not in _DESCRIPTIONS or module != isinstance(spec.get("shared"), bool):
         raise InputError(
-            f"{path} is damaged or no torchloc policy: its description holds {sorted(spec)}, not "
-            f"kind, hidden and activation"
+            f"{path} is damaged or no torchloc policy: its description holds {sorted(spec)}, "
+            f"which is no kind of network"
         )
     missing = [name for name in _ARRAYS if name not in named]
     if missing:
@@ -154,6 +173,52 @@ def load(
         if name.startswith(_PREFIX)
     }
     return spec, {name: named[name] for name in _ARRAYS}, parameters
+
+
+def restored(
+    cls: type[SoftmaxPolicy], path: str | PathLike[str], build: networks.Build | None
+) -> SoftmaxPolicy:
+    """The policy that a file holds.
+
+    Args:
+        cls: What to make.
+        path: The file.
+        build: Makes the modules where they are the user's own.
+
+    Raises:
+        InputError: The file is missing, damaged, of a later format, or no torchloc policy; its
+            modules need `build`, or what `build` makes does not fit them.
+    """
+    spec, arrays, parameters = load(path)
+    if (spec["kind"] == "module") != (build is not None):
+        raise InputError(
+            f"{path} holds a policy of kind {spec['kind']!r}; give build, the function that from_module "
+            f"was given, where the kind is 'module' and nowhere else"
+        )
+    try:
+        if build is None:
+            dtype = networks.common_dtype(parameters)
+            spec = networks.described(**spec)
+            # Laid out without memory, then given the parameters.
+            make = partial(networks.built, spec, dtype=dtype, generator=None)
+        else:
+            make = partial(networks.custom, build, shared=spec["shared"])
+        with torch.random.fork_rng(devices=()):
+            policy = cls(
+                Scopes(arrays["scope_indptr"].numpy(), arrays["scope_indices"].numpy()),
+                arrays["state_sizes"].numpy(),
+                arrays["action_sizes"].numpy(),
+                make,
+                spec,
+                arrays["temperature"].numpy(),
+            )
+        networks.fill(policy.networks, policy.groups, parameters)
+    # RuntimeError: sizes so large that torch cannot count the entries of the tensors.
+    except (InputError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        fault = "is damaged or no torchloc policy" if build is None else "does not fit build"
+        raise InputError(f"{path} {fault}: {reason}") from error
+    return policy
 
 
 def load_tables(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
-from torchloc.mdp.checks import FloatArray, IntArray
+from torchloc.mdp.checks import IntArray
 from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
+from torchloc.policy.laws import drawn, scaled_logits
+from torchloc.policy.tables import assign_callable, assign_logits, assign_probabilities
 
 AnyScopes = Scopes | Sequence[ArrayLike]
 
@@ -24,8 +26,8 @@ AnyScopes = Scopes | Sequence[ArrayLike]
 class SoftmaxPolicy(nn.Module):
     """Per-agent softmax policies over scopes, the agents of equal shape in one batched network.
 
-    Build one with `tabular`, `linear`, `mlp`, `from_logits`, `from_probabilities`, `from_callable`
-    or `load`.
+    Build one with `tabular`, `linear`, `mlp`, `from_module`, `from_logits`, `from_probabilities`,
+    `from_callable` or `load`.
 
     Attributes:
         scopes: What each agent sees.
@@ -61,16 +63,7 @@ class SoftmaxPolicy(nn.Module):
         self.scopes = scopes
         self.state_sizes = checks.sizes(state_sizes, "state_sizes")
         self.action_sizes = checks.sizes(action_sizes, "action_sizes")
-        if len(self.action_sizes) != len(scopes):
-            raise InputError(
-                f"action_sizes has {len(self.action_sizes)} entries, but there are {len(scopes)} "
-                f"scopes; give one of each an agent"
-            )
-        if len(scopes.indices) and int(scopes.indices.max()) >= len(self.state_sizes):
-            raise InputError(
-                f"a scope names coordinate {int(scopes.indices.max())}, but state_sizes has "
-                f"{len(self.state_sizes)} entries; coordinates are numbered from 0"
-            )
+        checks.check_scopes(scopes, self.state_sizes, self.action_sizes)
         self.groups = agent_groups(scopes, self.state_sizes, self.action_sizes)
         self.networks = nn.ModuleList(build(group) for group in self.groups)
         self.spec = spec
@@ -120,17 +113,41 @@ class SoftmaxPolicy(nn.Module):
         *,
         hidden: Sequence[int] = (32, 32),
         activation: str = "relu",
+        sharing: bool = False,
+        embedding: int = 8,
+        bound: float | None = None,
         temperature: float | ArrayLike = 1.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
     ) -> SoftmaxPolicy:
-        """One multilayer perceptron an agent on one-hot observations; its own weights each.
+        """Multilayer perceptrons on one-hot observations.
+
+        Args:
+            mdp: The model.
+            scopes: What each agent sees.
+            hidden: Widths of the hidden layers; none makes the logits linear.
+            activation: `relu`, `tanh` or `gelu`.
+            sharing: Whether the agents of equal shape share one network, which also reads a learned
+                vector of the agent; else every agent has weights of its own.
+            embedding: Length of these vectors; 0: agents that see the same act the same.
+            bound: L > 0: keeps the Lipschitz constant of the centred logits in every coordinate, and
+                between any two scope states, at most L by construction, in units of logits (not
+                divided by τ), and their span at most L A/(A − 1). None: no bound.
+            temperature: τ, one number or (K,).
+            seed: Of the initial weights.
+            dtype: Of the weights.
 
         Raises:
-            InputError: Unknown activation, a width below 1, scopes that do not fit, a temperature
-                that is not positive.
+            InputError: Unknown activation, a width below 1, an embedding below 0, a bound or a
+                temperature that is not positive, scopes that do not fit.
         """
-        description = networks.described("mlp", hidden=hidden, activation=activation)
+        description = networks.described(
+            "mlp",
+            hidden=hidden,
+            activation=activation,
+            embedding=embedding if sharing else None,
+            bound=bound,
+        )
         generator = torch.Generator().manual_seed(seed)
         return cls(
             as_scopes(mdp, scopes),
@@ -155,6 +172,63 @@ class SoftmaxPolicy(nn.Module):
         return cls.mlp(mdp, scopes, hidden=(), temperature=temperature, seed=seed, dtype=dtype)
 
     @classmethod
+    def from_module(
+        cls,
+        mdp: FactoredMDP,
+        scopes: AnyScopes,
+        build: networks.Build,
+        *,
+        shared: bool = False,
+        temperature: float | ArrayLike = 1.0,
+        seed: int = 0,
+    ) -> SoftmaxPolicy:
+        """Logits of the user's own modules.
+
+        Args:
+            mdp: The model.
+            scopes: What each agent sees.
+            build: `AgentGroup` → `nn.Module` from (G, B, m) int64 observations, in scope order, to
+                (G, B, A) floating logits, row g agent g's; called once a group. Its parameters have
+                a leading axis of G agents, row g read for agent g alone, and parameters and
+                observations of some of the rows give the logits of these rows. Buffers serve all
+                agents. Nothing else may move the logits: no dropout, no batch statistics.
+            shared: The parameters have any shape and belong to all agents of a group; they can then
+                only be fitted together.
+            temperature: τ, one number or (K,).
+            seed: Of torch's global generator while `build` runs; it is put back afterwards.
+
+        Raises:
+            InputError: A module breaks this interface, scopes that do not fit, a temperature that is
+                not positive.
+
+        Example:
+            >>> import torch, torchloc as tl
+            >>> from torchloc.environments import sysadmin
+            >>> class Count(torch.nn.Module):  # one logit a machine that is seen to be up
+            ...     def __init__(self, n_agents, n_actions):
+            ...         super().__init__()
+            ...         self.slope = torch.nn.Parameter(torch.randn(n_agents, 1, n_actions))
+            ...     def forward(self, observations):
+            ...         return observations.sum(-1, keepdim=True) * self.slope
+            >>> mdp = sysadmin(n=3)
+            >>> policy = tl.SoftmaxPolicy.from_module(
+            ...     mdp, tl.neighbourhood_scopes(mdp), lambda group: Count(len(group), group.n_actions)
+            ... )
+            >>> policy.probabilities(0)[0, 0]
+            tensor([0.5000, 0.5000], dtype=torch.float64)
+        """
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return cls(
+                as_scopes(mdp, scopes),
+                mdp.state_sizes,
+                mdp.action_sizes,
+                lambda group: networks.custom(build, group, shared=shared),
+                {"kind": "module", "shared": bool(shared)},
+                temperature,
+            )
+
+    @classmethod
     def from_logits(
         cls,
         mdp: FactoredMDP,
@@ -171,12 +245,7 @@ class SoftmaxPolicy(nn.Module):
             BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
-        checks.check_count(tables, "logits", policy.n_agents)
-        for agent in range(policy.n_agents):
-            field = f"logits of agent {agent}"
-            table = checks.as_table(tables[agent], field, policy.groups[policy.group_of[agent]])
-            checks.check_logits(table[None], lambda _, field=field: field)
-            policy._assign(agent, table)
+        assign_logits(policy, tables)
         return policy
 
     @classmethod
@@ -198,11 +267,7 @@ class SoftmaxPolicy(nn.Module):
             BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
-        checks.check_count(tables, "probabilities", policy.n_agents)
-        for agent in range(policy.n_agents):
-            field, group = f"probabilities of agent {agent}", policy.groups[policy.group_of[agent]]
-            laws = checks.as_table(tables[agent], field, group)
-            policy._assign_laws(agent, checks.as_laws(laws, field, checks.unit(tables[agent])))
+        assign_probabilities(policy, tables)
         return policy
 
     @classmethod
@@ -225,30 +290,8 @@ class SoftmaxPolicy(nn.Module):
             BudgetError: A scope with more joint states than are enumerated.
         """
         policy = cls.tabular(mdp, scopes, temperature=temperature)
-
-        for agent in range(policy.n_agents):
-            field, group = f"probabilities of agent {agent}", policy.groups[policy.group_of[agent]]
-            result = f(agent, group.observations().numpy())
-            laws = checks.as_array(result, f"f's result for agent {agent}")
-            expected = (group.n_rows, group.n_actions)
-            if laws.shape != expected:
-                raise InputError(
-                    f"f returned shape {laws.shape} for agent {agent}; it must return one row an "
-                    f"observation, one column an action: {expected}"
-                )
-            policy._assign_laws(agent, checks.as_laws(laws, field, checks.unit(result)))
+        assign_callable(policy, f)
         return policy
-
-    def _assign_laws(self, agent: int, laws: FloatArray) -> None:
-        """Sets the laws of one agent of a tabular policy."""
-        with np.errstate(divide="ignore"):
-            self._assign(agent, float(self.temperature[agent]) * np.log(laws))
-
-    def _assign(self, agent: int, table: FloatArray) -> None:
-        """Sets the logits of one agent of a tabular policy."""
-        network = cast(networks.Tabular, self.networks[self.group_of[agent]])
-        row = network.table.data[int(self.row_of[agent])]
-        row.copy_(torch.from_numpy(table).reshape(row.shape))
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -257,37 +300,21 @@ class SoftmaxPolicy(nn.Module):
         files.save(path, self)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> SoftmaxPolicy:
+    def load(
+        cls, path: str | PathLike[str], *, build: networks.Build | None = None
+    ) -> SoftmaxPolicy:
         """Reads what `save` wrote; loading runs no code from the file.
 
-        Raises:
-            InputError: The file is missing, damaged, of a later format, or no torchloc policy.
-        """
-        description, arrays, parameters = files.load(path)
-        try:
-            return cls._restored(description, arrays, parameters)
-        # RuntimeError: sizes so large that torch cannot count the entries of the tensors.
-        except (InputError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"{path} is damaged or no torchloc policy: {reason}") from error
+        Args:
+            path: The file.
+            build: As in `from_module`, for a policy that was made by it: a file holds the numbers of
+                such modules, and the code must come from the caller.
 
-    @classmethod
-    def _restored(
-        cls, spec: dict[str, Any], arrays: dict[str, Tensor], parameters: dict[str, Tensor]
-    ) -> SoftmaxPolicy:
-        """A policy from its parts; networks are laid out without memory, then given parameters."""
-        dtype = networks.common_dtype(parameters)
-        description = networks.described(**spec)
-        policy = cls(
-            Scopes(arrays["scope_indptr"].numpy(), arrays["scope_indices"].numpy()),
-            arrays["state_sizes"].numpy(),
-            arrays["action_sizes"].numpy(),
-            lambda group: networks.built(description, group, dtype, None),
-            description,
-            arrays["temperature"].numpy(),
-        )
-        networks.fill(policy.networks, policy.groups, parameters)
-        return policy
+        Raises:
+            InputError: The file is missing, damaged, of a later format, or no torchloc policy; its
+                modules need `build`, or what `build` makes does not fit them.
+        """
+        return files.restored(cls, path, build)
 
     def check(self, mdp: FactoredMDP) -> None:
         """Refuses a policy that was made for another model.
@@ -329,11 +356,13 @@ class SoftmaxPolicy(nn.Module):
         Args:
             temperature: τ > 0.
             hold: `logits` keeps z, so the policy changes; `policy` rescales z by τ_new / τ_old (the
-                table, or the network's last affine layer), so that π stays.
+                table, the network's last affine layer, or what each agent has there where it is
+                shared), so that π stays. A bound L of the logits is rescaled with them: L/τ stays.
 
         Raises:
             InputError: τ is not finite and positive, or has another length than K; an unknown
-                `hold`.
+                `hold`; `policy` for a module of the user's own that does not end in a layer of
+                this package.
         """
         tau = checks.temperatures(temperature, self.n_agents)
         if hold not in ("logits", "policy"):
@@ -343,6 +372,19 @@ class SoftmaxPolicy(nn.Module):
             for group, network in zip(self.groups, self.networks, strict=True):
                 networks.scale_logits(network, factor[torch.tensor(group.agents)])
         self.temperature.copy_(tau)
+
+    def own_state(self, index: int) -> dict[str, Tensor]:
+        """What each agent of group `index` has for itself: row g of every tensor is agent g's alone.
+
+        Parameters of the network that are not named here belong to the whole group.
+        """
+        shared = bool(self.spec.get("shared", False))
+        return networks.own_state(self.networks[index], shared=shared)
+
+    def shares(self, index: int) -> bool:
+        """Whether agents of group `index` share parameters, so that one's update can move another."""
+        own = self.own_state(index)
+        return any(name not in own for name, _ in self.networks[index].named_parameters())
 
     def group_logits(self, index: int) -> Tensor:
         """(G, R, A) logits of group `index` at every scope state, in the network's dtype.
@@ -401,15 +443,5 @@ class SoftmaxPolicy(nn.Module):
             seen = states[:, torch.tensor(group.scope)].permute(1, 0, 2)
             with torch.no_grad():
                 scaled = scaled_logits(network(seen), self.temperature[agents][:, None, None])
-            mass = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
-            draw = torch.rand(*mass.shape[:2], 1, generator=generator, dtype=torch.float64)
-            # A draw is at most 1 - 2^-53, so its product with the total stays below the total, and
-            # the first action whose mass exceeds it has a probability above 0.
-            actions[:, agents] = (mass <= draw * mass[..., -1:]).sum(dim=-1).T
+            actions[:, agents] = drawn(torch.softmax(scaled, dim=-1), generator).T
         return actions.reshape(*lead, self.n_agents)
-
-
-def scaled_logits(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """(z − max_a z)/τ in float64: the maximum is taken out first, so that no quotient overflows."""
-    logits = logits.double()
-    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
