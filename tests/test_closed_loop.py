@@ -19,8 +19,6 @@ from torchloc.closed_loop import (
     LocalClass,
     PolicyTables,
     entropy_terms,
-    equal_rows,
-    first_places,
     local_classes,
     reward_terms,
 )
@@ -261,28 +259,3 @@ def test_entropy_of_forbidden_actions_is_zero() -> None:
     assert union.tolist() == [[0]]
     expected = torch.tensor([[0.0, 0.5 * np.log(2.0)]], dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-16)
-
-
-# Sorting --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("columns", [0, 1, 4])
-def test_first_places(columns: int) -> None:
-    keys = np.random.default_rng(0).integers(3, size=(50, columns))
-    places = first_places(keys)
-    assert places.shape == keys.shape
-    for row, place in zip(keys.tolist(), places.tolist(), strict=True):
-        assert place == [row.index(value) for value in row]
-
-
-@pytest.mark.parametrize("shape", [(0, 0), (0, 2), (7, 0), (1, 3), (60, 2)])
-def test_equal_rows_partition_the_rows(shape: tuple[int, int]) -> None:
-    keys = np.random.default_rng(0).integers(3, size=shape)
-    found = list(equal_rows(keys))
-    assert sorted(np.concatenate([np.zeros(0, int), *(at for _, at in found)])) == list(
-        range(shape[0])
-    )
-    for value, at in found:
-        assert len(at) and (keys[at] == value).all()
-        assert (np.diff(at) > 0).all()
-    assert len({tuple(value) for value, _ in found}) == len(found)

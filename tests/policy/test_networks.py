@@ -118,7 +118,7 @@ def test_chunks_of_agents_change_nothing(
     whole = results()
     calls: list[tuple[int, ...]] = []
     network.register_forward_hook(lambda _, seen, __: calls.append(tuple(seen[0].shape)))
-    monkeypatch.setattr(layered, "CHUNK", 3 * observations.shape[1] * 5)
+    monkeypatch.setattr(layered, "CHUNK", 3 * observations.shape[1] * 5 * 8)
     assert layered.chunk_size(network, observations.shape[1]) == 3
     for chunked, once in zip(results(), whole, strict=True):
         torch.testing.assert_close(chunked, once, rtol=0, atol=1e-13)

@@ -15,6 +15,7 @@ stationary law given what an agent sees.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from torchloc.evaluation.problem import Memory, Problem, Reached, Selection
 from torchloc.evaluation.radius import (
     BALL_BYTES,
     check_settings,
+    coordinates_that_reach,
     largest_kappa,
     largest_that_fits,
     plan_balls,
@@ -60,6 +62,7 @@ class LocalEvaluation:
         mdp: The model.
         policy: For its scopes.
         kappa: Truncation κ ≥ 0.
+        agents: Plan only what reaches these agents; None for all.
         objective: `reward`, or `entropy` for J_τ.
         discount: γ in (0, 1].
         ball_bytes: Bytes of the largest tensor of one ball.
@@ -87,6 +90,7 @@ class LocalEvaluation:
         policy: SoftmaxPolicy,
         kappa: int,
         *,
+        agents: ArrayLike | None = None,
         objective: Objective = "reward",
         discount: float = 1.0,
         ball_bytes: int = BALL_BYTES,
@@ -102,12 +106,23 @@ class LocalEvaluation:
         self.groups = policy.groups
         self.sites = Sites(mdp, policy)
         self.sources = Sources.of(mdp, policy, entropies=objective == "entropy")
+        within = None
+        self._planned = np.ones(mdp.n_agents, dtype=np.bool_)
+        if agents is not None:
+            self._planned[:] = False
+            self._planned[_chosen(agents, mdp.n_agents)] = True
+            within = coordinates_that_reach(mdp, policy, self._planned, self.kappa)
         try:
-            self.balls = plan_balls(self.sites, self.sources, policy, self.kappa, ball_bytes)
+            self.balls = plan_balls(
+                self.sites, self.sources, policy, self.kappa, ball_bytes, within=within
+            )
         except BallTooLarge as error:
             fits = largest_that_fits(self.sites, self.sources, policy, self.kappa - 1, ball_bytes)
             mend = "no kappa fits: use smaller scopes" if fits < 0 else f"kappa={fits} fits"
             raise BudgetError(f"{error}; {mend}, or raise the budget") from None
+        self._used = frozenset(
+            kind for ball in self.balls for step in (*ball.steps, ball.last) for kind in step.kinds
+        )
         self.model = ModelTables(self.sites, self.sources, dtype, torch.device(device))
 
     @property
@@ -123,15 +138,25 @@ class LocalEvaluation:
         )
 
     def select(self, agents: ArrayLike | None = None) -> Selection:
-        """Prepares the advantages of some agents; None for all.
+        """Prepares the advantages of some agents; None for all that were planned.
 
         Raises:
             InputError: An agent that the model does not have.
         """
-        wanted = np.zeros(self.mdp.n_agents, dtype=np.bool_)
-        wanted[_chosen(agents, self.mdp.n_agents)] = True
+        wanted = self._planned.copy()
+        if agents is not None:
+            wanted[:] = False
+            wanted[_chosen(agents, self.mdp.n_agents)] = True
+        if (wanted & ~self._planned).any():
+            agent = int(np.argmax(wanted & ~self._planned))
+            raise InputError(
+                f"agents names {agent}, for which nothing was planned; name it in LocalEvaluation too"
+            )
         private = wanted & ~self.sites.is_shared
-        kernels = [_acted(site, private) for site in self.sites.classes]
+        kernels = [
+            _acted(site, private if i in self._used else np.zeros_like(private))
+            for i, site in enumerate(self.sites.classes)
+        ]
         rewards = [_acted(site, wanted) for site in self.sources.rewards]
         shared = wanted & self.sites.is_shared
         balls = [
@@ -191,8 +216,14 @@ class LocalEvaluation:
             policy: On the scopes that this evaluation was planned for.
             keep: Keep what balls carry, as far as it takes no more than `KEPT_BYTES`.
         """
+        for mine, other in itertools.zip_longest(self.groups, policy.groups):
+            if mine is None or other is None or not mine.equals(other):
+                raise InputError(
+                    "the policy has other agents, scopes or sizes than the one that this evaluation "
+                    "was planned for; make a new LocalEvaluation"
+                )
         tables = policy if isinstance(policy, PolicyTables) else PolicyTables.read(policy)
-        numbers = Numbers(self.model, self.sites, self.sources, tables)
+        numbers = Numbers(self.model, self.sites, self.sources, tables, self._used)
         memory = None
         if keep and self.kappa and Memory.bytes_of(self.balls) <= KEPT_BYTES:
             memory = Memory(self.balls, self.model)
@@ -273,13 +304,14 @@ def local_logits(
             mdp,
             policy,
             radius,
+            agents=chosen,
             objective=objective,
             discount=discount,
             ball_bytes=ball_bytes,
             dtype=dtype,
             device=device,
         )
-        return local.logits(policy, selection=local.select(chosen), weighting=law, states=states)
+        return local.logits(policy, weighting=law, states=states)
 
     if np.ndim(kappa) == 0:
         return at(kappa, agents)

@@ -6,7 +6,7 @@ computed for one of them is known for all; where most differ, nothing is shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,11 @@ class Columns:
         ids = np.zeros(int(rows.max()) + 1, dtype=np.int64) if self.ids is None else self.ids.copy()
         stored = np.arange(values.shape[-1]) if new.ids is None else new.ids
         ids[rows] = self.values.shape[-1] + stored
-        return Columns(torch.cat([self.values, new.values], dim=-1), ids)
+        joined = torch.cat([self.values, new.values], dim=-1)
+        if joined.shape[-1] <= len(ids):
+            return Columns(joined, ids)
+        used, ids = np.unique(ids, return_inverse=True)
+        return Columns(joined.index_select(-1, as_index(used, joined)), ids)
 
     def names(self, rows: IntArray) -> IntArray | None:
         """Equal numbers for sites with equal tables; None where most differ."""
@@ -110,17 +114,24 @@ class Numbers:
         sites: Structure of its kernels.
         sources: Structure of its rewards.
         tables: The policy's laws.
+        used: Site classes that some ball reads.
 
     Attributes:
         laws: One (*S_scope, A, G) a policy group.
-        kernels: One (*reads, *A_shared, S_j, B) a site class.
+        kernels: One (*reads, *A_shared, S_j, B) a site class that is used; the others are empty.
         sources: One (*S, B) a source class.
     """
 
     def __init__(
-        self, model: ModelTables, sites: Sites, sources: Sources, tables: PolicyTables
+        self,
+        model: ModelTables,
+        sites: Sites,
+        sources: Sources,
+        tables: PolicyTables,
+        used: Collection[int],
     ) -> None:
         self.model = model
+        self.used = used
         self._sites = sites
         self._sources = sources
         self.layout: Layout = tables
@@ -131,7 +142,9 @@ class Numbers:
         ]
         self.kernels = [
             self._averaged(site, table, np.arange(len(site)))
-            for site, table in zip(sites.classes, model.kernels, strict=True)
+            if i in used
+            else Columns(torch.empty(0, dtype=model.dtype, device=model.device), None)
+            for i, (site, table) in enumerate(zip(sites.classes, model.kernels, strict=True))
         ]
         self._functions = [
             expanded(self._averaged(site, table, np.arange(len(site))), len(site))
@@ -192,7 +205,7 @@ class Numbers:
                 self.laws[index] = self.laws[index].put(rows, values.contiguous())
         changed = [self._acted(site, agents) for site in self._sites.classes]
         for i, rows in enumerate(changed):
-            if len(rows):
+            if len(rows) and i in self.used:
                 site = self._sites.classes[i]
                 new = self._averaged(site, self.model.kernels[i], rows)
                 self.kernels[i] = self.kernels[i].put(rows, expanded(new, len(rows)))

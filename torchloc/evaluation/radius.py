@@ -6,10 +6,13 @@ found by planning, before any number is computed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
+from numpy.typing import NDArray
 
+from torchloc.alike import at_rows
 from torchloc.closed_loop import Layout
 from torchloc.contraction.balls import Ball, BallTooLarge, Planner
 from torchloc.contraction.sites import Sites
@@ -40,11 +43,8 @@ def largest_kappa(
     Raises:
         BudgetError: Not even κ = 0 fits.
     """
-    return int(
-        largest_kappas(
-            mdp, policy, objective=objective, ball_bytes=ball_bytes, at_most=at_most
-        ).min()
-    )
+    every = largest_kappas(mdp, policy, objective=objective, ball_bytes=ball_bytes, at_most=at_most)
+    return int(every.min(initial=at_most))
 
 
 def largest_kappas(
@@ -67,13 +67,17 @@ def largest_kappas(
     largest = np.full(mdp.n_agents, at_most)
     for kappa in range(at_most + 1):
         refused: list[tuple[int, IntArray]] = []
-        plan_balls(sites, sources, policy, kappa, ball_bytes, refused)
+        balls = plan_balls(sites, sources, policy, kappa, ball_bytes, refused)
         if refused and kappa == 0:
             plan_balls(sites, sources, policy, 0, ball_bytes)
         for index, rows in refused:
             reached = _agents_within(mdp, policy, sources.classes[index].scope[rows], kappa)
             largest[reached] = np.minimum(largest[reached], kappa - 1)
-        if (largest < kappa).all():
+        if (largest < kappa).all() or (
+            not refused
+            and kappa
+            and all(_is_closed(ball, sites) for ball in balls if len(ball.steps) == kappa)
+        ):
             break
     return largest
 
@@ -108,6 +112,17 @@ def check_settings(kappa: int, objective: str, discount: float, ball_bytes: int)
         raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
 
 
+def _is_closed(ball: Ball, sites: Sites) -> bool:
+    """Whether the last step that kept all states read nothing new, so that more steps cost the same."""
+    step = ball.steps[-1]
+    before = [
+        sites.classes[kind].rows[rows] for kind, rows in zip(step.kinds, step.sites, strict=True)
+    ]
+    if len(before) != len(step.scope):
+        return False
+    return bool((np.sort(np.stack(before), axis=0) == np.sort(np.stack(step.scope), axis=0)).all())
+
+
 def plan_balls(
     sites: Sites,
     sources: Sources,
@@ -115,14 +130,42 @@ def plan_balls(
     kappa: int,
     budget: int,
     refused: list[tuple[int, IntArray]] | None = None,
+    within: NDArray[np.bool_] | None = None,
 ) -> list[Ball]:
-    """The balls of all sources; see `Planner`."""
+    """The balls of all sources; see `Planner`.
+
+    Args:
+        sites: The closed-loop kernels.
+        sources: The sources.
+        layout: For groups and scopes of the agents.
+        kappa: κ.
+        budget: Bytes of the largest tensor of one ball.
+        refused: Collects what is over the budget; None raises.
+        within: (N,) bool: only sources with one of these coordinates; None for all.
+    """
     planner = Planner(sites, layout, budget, refused)
-    return [
-        ball
-        for index, source in enumerate(sources.classes)
-        for ball in planner.balls(index, source.scope, kappa)
-    ]
+    balls = []
+    for index, source in enumerate(sources.classes):
+        rows = np.arange(len(source.scope))
+        if within is not None:
+            rows = np.flatnonzero(within[source.scope].any(axis=1))
+        for ball in planner.balls(index, at_rows(source.scope, rows), kappa):
+            balls.append(ball if within is None else replace(ball, rows=rows[ball.rows]))
+    return balls
+
+
+def coordinates_that_reach(
+    mdp: FactoredMDP, policy: SoftmaxPolicy, agents: NDArray[np.bool_], kappa: int
+) -> NDArray[np.bool_]:
+    """(N,) whether a function of a coordinate meets one of the agents in κ steps back or fewer."""
+    acts, parents = action_matrix(mdp), dependency_matrix(mdp)
+    sees = policy.scopes.matrix(mdp.n_coordinates)
+    direct = (acts @ agents).astype(np.bool_)
+    reached = direct
+    for _ in range(kappa):
+        reached = direct | reached | (parents @ reached) | (acts @ (sees @ reached))
+        reached = reached.astype(np.bool_)
+    return reached
 
 
 def largest_that_fits(

@@ -40,9 +40,10 @@ def sampled_pass(
         i: problem.zeros(*site.kept_sizes, *site.tail, len(site), count)
         for i, site in ((i, problem.sites.classes[i]) for i, _ in kernels)
     }
-    kernel_at = [
-        seen.kernel(i, np.arange(len(site))) for i, site in enumerate(problem.sites.classes)
-    ]
+    kernel_at = {
+        kind: seen.kernel(kind, np.arange(len(problem.sites.classes[kind])))
+        for kind in sorted({kind for reached in balls for kind in reached.ball.last.kinds})
+    }
     for reached in balls:
         ball, at, by = reached.ball, reached.kernels, reached.laws
         step = ball.last

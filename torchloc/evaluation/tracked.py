@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchloc.errors import InputError
 from torchloc.evaluation.passes import product_pass
 from torchloc.evaluation.problem import Problem, Selection
 from torchloc.evaluation.sampled import sampled_pass
@@ -43,6 +44,19 @@ class LocalLogits:
 
     def __len__(self) -> int:
         return len(self.known)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """One agent after another.
+
+        Raises:
+            InputError: Some were not asked for.
+        """
+        if not self.known.all():
+            raise InputError(
+                f"agent {int(np.argmin(self.known))} is not among those whose advantages were "
+                f"computed; index the others by their number"
+            )
+        return (self[k] for k in range(len(self)))
 
 
 class Tracked:

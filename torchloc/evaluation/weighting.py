@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchloc.errors import InputError
 from torchloc.evaluation.numbers import as_index
-from torchloc.mdp.checks import IntArray
+from torchloc.mdp.checks import IntArray, reals
 
 Weighting = Literal["uniform"] | Sequence[ArrayLike] | np.ndarray | Tensor
 """`uniform`, or one law a coordinate; an (N, max S) array is padded with zeros."""
@@ -67,6 +67,10 @@ def as_product_law(
                 f"weighting is {weighting!r}; choose uniform or rollout, or give one law a coordinate"
             )
         return ProductLaw(None)
+    if not isinstance(weighting, Sized):
+        raise InputError(
+            f"weighting is {weighting!r}; choose uniform or rollout, or give one law a coordinate"
+        )
     if len(weighting) != len(sizes):
         raise InputError(
             f"weighting has {len(weighting)} laws, but the model has {len(sizes)} coordinates; "
@@ -83,7 +87,11 @@ def as_product_law(
     else:
         padded = torch.zeros(width, len(sizes), dtype=torch.float64)
         for i, law in enumerate(weighting):
-            row = torch.as_tensor(np.asarray(law, dtype=np.float64))
+            row = torch.tensor(
+                reals(
+                    law.numpy() if isinstance(law, Tensor) else law, f"weighting of coordinate {i}"
+                )
+            )
             if row.shape != (sizes[i],):
                 raise InputError(
                     f"weighting of coordinate {i} has shape {tuple(row.shape)}, but the "
@@ -113,7 +121,11 @@ def as_states(states: Tensor, state_sizes: IntArray, device: torch.device) -> Te
         raise InputError(
             f"states has shape {tuple(states.shape)}; it must be (R, {n}), one row a state"
         )
-    states = states.to(device, torch.int64)
+    whole = states.to(torch.int64)
+    if bool((whole != states).any()):
+        row, column = (int(x) for x in (whole != states).nonzero()[0])
+        raise InputError(f"states[{row}, {column}] is {states[row, column]:g}; give whole numbers")
+    states = whole.to(device)
     sizes = torch.tensor(state_sizes, device=states.device)
     wrong = (states < 0) | (states >= sizes)
     if bool(wrong.any()):

@@ -41,6 +41,14 @@ class AgentGroup:
         """R, the number of scope states."""
         return math.prod(self.sizes)
 
+    def equals(self, other: AgentGroup) -> bool:
+        """Whether both hold the same agents with the same scopes and sizes."""
+        return (
+            (self.sizes, self.n_actions) == (other.sizes, other.n_actions)
+            and np.array_equal(self.agents, other.agents)
+            and np.array_equal(self.scope, other.scope)
+        )
+
     def check_enumerable(self) -> None:
         """Refuses scopes whose states cannot be enumerated.
 

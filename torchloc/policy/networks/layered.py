@@ -25,8 +25,8 @@ from torchloc.policy.networks.layers import (
 
 LogitNetwork = nn.Module
 """(G, B, m) int64 observations → (G, B, A) logits, agent g of the group reading row g only."""
-CHUNK = 2**19
-"""Intermediate values of a layer that are held at once, where agents pass in chunks."""
+CHUNK = 2**21
+"""Bytes of what the widest layer gives at once, where agents pass in chunks."""
 
 
 class LayeredNetwork(nn.Sequential):
@@ -86,14 +86,15 @@ def unrolled(network: LayeredNetwork) -> Unrolled:
 
 
 def chunk_size(network: LayeredNetwork, n_rows: int) -> int:
-    """Agents whose B = `n_rows` observations pass at once: their widest layer holds `CHUNK` values."""
-    widths = [1]
+    """Agents whose B = `n_rows` observations pass at once: their widest layer gives `CHUNK` bytes."""
+    widest = 1
     for layer in network:
         if isinstance(layer, BatchedLinear):
-            widths.append(layer.weight.shape[-1])
+            widest = max(widest, layer.weight.shape[-1] * layer.weight.element_size())
         elif isinstance(layer, SharedLinear | EmbeddedLinear):
-            widths.append(layer.shared_weight.shape[-1])
-    return max(1, CHUNK // (max(1, n_rows) * max(widths)))
+            weight = layer.shared_weight
+            widest = max(widest, weight.shape[-1] * weight.element_size())
+    return max(1, CHUNK // (max(1, n_rows) * widest))
 
 
 def own_state(network: nn.Module, *, shared: bool = False) -> dict[str, Tensor]:

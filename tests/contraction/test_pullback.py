@@ -12,9 +12,9 @@ from torch import Tensor
 from twins import draw, twin_model, twin_policy
 
 import torchloc as tl
-from torchloc import contraction
 from torchloc.closed_loop import PolicyTables
 from torchloc.contraction import Dynamics, LocalFunctions, Pullback, pull_back
+from torchloc.contraction import pullback as room
 
 Array = np.ndarray
 # Sums of products of computed probabilities with numbers of size 10 at most.
@@ -146,10 +146,10 @@ def test_cut_into_chunks_of_any_size(
     functions = neighbours(6, np.random.default_rng(1), shared=shared)
     (pullback,) = pull_back(functions, dynamics_of(mdp, twin_policy(mdp, policy)))
     whole = pullback.contract()
-    monkeypatch.setattr(contraction.pullback, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(room, "CHUNK_ENTRIES", entries)
     calls = []
-    plain = contraction.pullback.einsum
-    monkeypatch.setattr(contraction.pullback, "einsum", lambda *a: calls.append(a) or plain(*a))
+    plain = room.einsum
+    monkeypatch.setattr(room, "einsum", lambda *a: calls.append(a) or plain(*a))
     # A path may sum in another order.
     torch.testing.assert_close(pullback.contract(), whole, rtol=0, atol=ATOL)
     a_chunk = max(1, entries // whole[0].numel())
@@ -214,9 +214,9 @@ def test_a_result_over_budget_is_refused_with_its_size(monkeypatch: pytest.Monke
     functions = neighbours(6, np.random.default_rng(0))
     (pullback,) = pull_back(functions, dynamics_of(mdp, twin_policy(mdp, policy)))
     entries = 2 ** len(pullback.sizes)
-    monkeypatch.setattr(contraction.pullback, "SITE_ENTRIES", entries)
+    monkeypatch.setattr(room, "SITE_ENTRIES", entries)
     pullback.contract()
-    monkeypatch.setattr(contraction.pullback, "SITE_ENTRIES", entries - 1)
+    monkeypatch.setattr(room, "SITE_ENTRIES", entries - 1)
     message = (
         rf"site 0 reads {len(pullback.sizes)} coordinates .* {entries} entries, {8 * entries} bytes, "
         rf"over the budget of {entries - 1} entries; use fewer steps or smaller scopes"
