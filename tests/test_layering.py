@@ -30,6 +30,7 @@ ROOMS = (
     "coupling",
     "spectral",
     "certificate",
+    "locality",
     "evaluation",
     "improvement",
     "engine",

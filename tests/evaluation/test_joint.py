@@ -41,9 +41,7 @@ def test_matches_definitions(seed: int, objective: str) -> None:
     assert low - 1e-14 <= chain.average <= high + 1e-14
     for kappa in (0, 1, 3):
         value = chain.truncated(kappa)
-        np.testing.assert_allclose(
-            _flat(joint.truncated_value(kappa), model), value, atol=ATOL
-        )
+        np.testing.assert_allclose(_flat(joint.truncated_value(kappa), model), value, atol=ATOL)
         advantages = ref.advantage(model, chain.kernel, value, chain.average)
         bonus = chain.reward - ref.policy_reward(model, policy)
         mine = joint.advantage(kappa).numpy().reshape(advantages.shape)
