@@ -34,7 +34,7 @@ from torchloc.closed_loop import (
     local_classes,
 )
 from torchloc.errors import BudgetError, InputError
-from torchloc.lipschitz import logit_lipschitz, logit_span, scope_matrix
+from torchloc.lipschitz import certified_spreads, scope_matrix
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
@@ -83,7 +83,8 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
     """Π: entry (k, i) bounds TV(π_k(·|s), π_k(·|s')) over s, s' that differ in coordinate i alone.
 
     Args:
-        policy: The policy; scope states are enumerated.
+        policy: The policy. `exact` enumerates scope states; `span`, `tanh` and `paper` do where these are
+            not too many, and take certified bounds of the networks elsewhere.
         rung: `exact`, `span`, `tanh`, `paper` or `scope`, from sharp to blunt.
 
     Returns:
@@ -102,7 +103,7 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
         raise InputError(
             f"rung is {rung!r}; the policy's sensitivity has the rungs {', '.join(RUNGS[1:])}"
         )
-    matrix = logit_span(policy) if rung == "span" else logit_lipschitz(policy)
+    matrix, _ = certified_spreads(policy, span=rung == "span")
     divisor = (4.0 if rung == "span" else 2.0) * policy.temperature.numpy()
     scaled = matrix.data / np.repeat(divisor, np.diff(matrix.indptr))
     matrix.data = np.minimum(scaled, 1.0) if rung == "paper" else np.tanh(scaled)

