@@ -27,7 +27,7 @@ from torchloc.mdp.checks import IntArray
 
 _THOROUGH = 64
 """Sites of a class from which the search for the cheapest order pays."""
-_SEARCHED = 16
+_SEARCHED = 12
 """Operands up to which that search ends at once."""
 
 
