@@ -22,6 +22,7 @@ from torchloc.callbacks import closing_tables
 from torchloc.engine import exact
 from torchloc.evaluation import planning
 from torchloc.improvement import Improvement
+from torchloc.locality import Locality
 from torchloc.trainer import Evaluation, Trainer
 
 UNIT = 2.0**-53
@@ -357,3 +358,18 @@ def test_a_policy_for_another_model_is_refused(other: tl.FactoredMDP) -> None:
     policy = tl.SoftmaxPolicy.tabular(other, tl.neighbourhood_scopes(other))
     with pytest.raises(tl.InputError):
         Trainer(MDP, policy, schedule=cooling())
+
+
+@pytest.mark.parametrize("how", ["logits", "centre", "temperature"])
+def test_a_rung_is_kept_under_its_target(how: str) -> None:
+    """Free, this run leaves .9 on the exact rung; kept, no iteration does, and the reward it pays shows."""
+    mdp = env.ising(6, beta=0.35)
+    worst = {}
+    for locality in (None, Locality(target=0.9, rung="exact", how=how)):  # type: ignore[arg-type]
+        recorder = train(mdp, iterations=8, schedule=cooling(1.0, 0.02), locality=locality)
+        worst[locality] = max(m["rho/exact"] for m in recorder.metrics)
+        last = recorder.metrics[-1]
+    assert worst[None] > 0.9
+    assert max(value for key, value in worst.items() if key is not None) <= 0.9 + 8 * UNIT
+    assert last["locality/agents_changed"] > 0 and last["locality/smallest_scale"] < 1.0
+    assert last["locality/rho_before"] > 0.9 and last["effect/locality"] < 0.0

@@ -30,6 +30,7 @@ from torchloc.evaluation.planning import (
     optimal_control,
 )
 from torchloc.improvement import BlockRecord, Improvement
+from torchloc.locality import Locality
 from torchloc.mdp import FactoredMDP
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
@@ -98,6 +99,8 @@ class Trainer:
         iterations: Sweeps over all agents.
         hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are
             rescaled).
+        locality: Keeps a rung under a target: the policy is projected at the start and after every
+            sweep, before it is certified; None leaves it free.
         callbacks: Told what happens, in this order.
         seed: Of the random states on which Lipschitz constants are observed.
 
@@ -127,6 +130,7 @@ class Trainer:
         evaluation: Evaluation | None = None,
         iterations: int = 16,
         hold: Literal["logits", "policy"] = "logits",
+        locality: Locality | None = None,
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
     ) -> None:
@@ -142,12 +146,15 @@ class Trainer:
         self.evaluation = evaluation or Evaluation()
         self.iterations = iterations
         self.hold = hold
+        self.locality = locality
         self.callbacks = tuple(callbacks)
         self.environment = Environment(mdp)
         self.generator = torch.Generator().manual_seed(seed)
         policy.set_temperature(schedule(0.0), hold=hold)
         self.engine = build_engine(mdp, policy, self.improvement, self.evaluation, self.generator)
         start = self.engine.evaluate(policy)
+        if locality is not None:
+            start, _ = self._kept_local(start, policy, locality)
         self.state = TrainState(policy, start, Snapshot.take(0, policy, self.generator))
 
     def run(self) -> TrainState:
@@ -183,17 +190,34 @@ class Trainer:
         clock.lap("temperature")
 
         values, records = self.engine.sweep(cooled, policy, self._epsilon)
+        effects = self.engine.effects(state.values, cooled, values)
+        if self.locality is not None:
+            values, paid = self._kept_local(values, policy, self.locality)
+            effects |= paid
         clock.lap("improvement")
 
         done = replace(state, values=values, records=records, certificate=self.certify(policy))
         metrics = measure(self, done)
         clock.lap("certificate")
 
-        metrics |= self.engine.effects(state.values, cooled, values) | clock.laps
+        metrics |= effects | clock.laps
         iteration = state.iteration + 1
         snapshot = Snapshot.take(iteration, policy, self.generator)
         # One assignment: an interrupt finds all of an iteration, or nothing of it.
         self.state = replace(done, metrics=metrics, iteration=iteration, snapshot=snapshot)
+
+    def _kept_local(
+        self, values: Values, policy: SoftmaxPolicy, locality: Locality
+    ) -> tuple[Values, dict[str, float]]:
+        """Projects the policy; its values after it, and what that took (`effect/locality`: of the reward rate)."""
+        report = locality.keep(self.environment, policy, marginals=values.marginals)
+        kept = self.engine.evaluate(policy) if report.changed else values
+        return kept, {
+            "locality/rho_before": report.before,
+            "locality/agents_changed": float(report.changed),
+            "locality/smallest_scale": float(report.scales.min(initial=1.0)),
+            "effect/locality": kept.reward_rate - values.reward_rate,
+        }
 
     def temperature(self, iteration: int) -> float:
         """τ of an iteration, from 0."""

@@ -72,6 +72,7 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
         evaluation=build(cfg.evaluation),
         iterations=cfg.trainer.iterations,
         hold=cfg.trainer.hold,
+        locality=None if cfg.locality is None else build(cfg.locality),
         callbacks=hooks,
         seed=cfg.seed,
     ).run()

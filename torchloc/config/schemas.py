@@ -157,6 +157,17 @@ class Evaluation:
 
 
 @dataclass
+class Locality:
+    """Keeps a rung under `target` by shrinking logits, or raising temperatures, after every sweep."""
+
+    _target_: str = "torchloc.locality.Locality"
+    target: float = setting(0.9, POSITIVE)
+    rung: str = setting("exact", Choices(("coupled", "exact", "span", "tanh", "paper")))
+    how: str = setting("logits", Choices(("temperature", "logits", "centre")))
+    rounds: int = setting(6, Range(1))
+
+
+@dataclass
 class Trainer:
     """The loop; `hold` is what stays when τ moves."""
 
@@ -194,6 +205,7 @@ class Run:
     schedule: Any = MISSING
     improvement: Any = MISSING
     evaluation: Any = MISSING
+    locality: Any = None
     trainer: Trainer = field(default_factory=Trainer)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     logging: Logging = field(default_factory=Logging)
@@ -214,6 +226,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "cosine": CosineSchedule,
     },
     "improvement": {"cyclic": Improvement, "chromatic": Improvement, "jacobi": Improvement},
+    "locality": {"keep": Locality},
     "evaluation": {"auto": Evaluation, "joint": Evaluation, "local": Evaluation},
 }
 

@@ -40,6 +40,11 @@ class Values(Protocol):
         """Uncertainty of `value`: Odoni width of an exact solve, half an interval of a simulation."""
         ...
 
+    @property
+    def marginals(self) -> Tensor:
+        """(N, max S) float64 law of each coordinate, padded with zeros."""
+        ...
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, N) states, distributed as under the policy."""
         ...
@@ -85,6 +90,11 @@ class SimulatedValues:
             return self.rollout.objective_half_width
         horizon = 1.0 if self.discount == 1.0 else 1.0 / (1.0 - self.discount)
         return self.rollout.half_width * horizon
+
+    @property
+    def marginals(self) -> Tensor:
+        """(N, max S) visit frequencies."""
+        return self.rollout.marginals.cpu()
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, N) int64 last states of randomly chosen replicas."""

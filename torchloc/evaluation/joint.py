@@ -297,15 +297,23 @@ class JointEvaluation:
             )
         return best, best_error
 
-    @cached_property
+    @property
+    def marginals(self) -> Tensor:
+        """(N, max S) law of each coordinate under `stationary`, padded with zeros."""
+        n = len(self.shape)
+        padded = torch.zeros(n, max(self.shape), dtype=torch.float64)
+        for i, size in enumerate(self.shape):
+            others = [j for j in range(n) if j != i]
+            padded[i, :size] = self.stationary.sum(dim=others) if others else self.stationary
+        return padded
+
+    @property
     def marginal_product(self) -> Tensor:
-        """(*S) product of the marginals of `stationary`."""
-        product = torch.ones((1,) * len(self.shape), dtype=torch.float64)
-        for i in range(len(self.shape)):
-            others = [j for j in range(len(self.shape)) if j != i]
-            product = product * (
-                self.stationary.sum(dim=others, keepdim=True) if others else self.stationary
-            )
+        """(*S) product of the marginals."""
+        n, marginals = len(self.shape), self.marginals
+        product = torch.ones((1,) * n, dtype=torch.float64)
+        for i, size in enumerate(self.shape):
+            product = product * on_axes(marginals[i, :size], [i], n)
         return product
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
