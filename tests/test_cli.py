@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc import __main__, cli
-from torchloc.cli import training
+from torchloc.cli import outcome, training
 from torchloc.errors import BudgetError, InputError, SolveError
 
 Train = Callable[..., int]
@@ -358,3 +359,16 @@ def test_a_killed_run_saves_itself(tmp_path: Path, number: signal.Signals, code:
     assert complaint.count("\n") == 1 and "tensorboard --logdir" in shown
     (folder,) = (tmp_path / "runs" / "default").iterdir()
     assert list(folder.glob("*.safetensors"))
+
+
+def test_a_signal_that_was_lost_is_heeded() -> None:
+    """What a handler raises while an object is destroyed is dropped; the next iteration ends the run."""
+
+    def body() -> int:
+        with contextlib.suppress(outcome.Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        outcome.heed()
+        return 0
+
+    assert outcome.exit_code("torchloc-train", body) == 143
+    assert outcome.exit_code("torchloc-train", lambda: outcome.heed() or 0) == 0

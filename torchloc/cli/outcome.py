@@ -14,8 +14,21 @@ from torchloc.errors import InputError, SolveError
 DONE, FAILED, BAD_INPUT, UNCERTIFIED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
+_told = False  # SIGTERM has come since the command began
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be, so that a run saves itself in the same way."""
+
+
+def heed() -> None:
+    """Raises a SIGTERM again that was lost: Python drops what is raised while an object is destroyed.
+
+    Raises:
+        Terminated: The command was told to end, and is still running.
+    """
+    if _told:
+        raise Terminated
 
 
 def refuse(message: str) -> NoReturn:
@@ -31,6 +44,8 @@ def exit_code(name: str, body: Callable[[], int], start: Callable[..., Any] | No
         body: Gives the exit code of a run without an exception.
         start: A traceback is shown from this function on, where it passed through it.
     """
+    global _told
+    _told = False
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return body()
@@ -54,6 +69,8 @@ def exit_code(name: str, body: Callable[[], int], start: Callable[..., Any] | No
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    global _told
+    _told = True
     raise Terminated
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchloc import config
 from torchloc.cli.building import build, build_model
-from torchloc.cli.outcome import refuse
+from torchloc.cli.outcome import heed, refuse
 from torchloc.errors import InputError, SolveError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     import torch
 
     from torchloc import callbacks
-    from torchloc.trainer import Callback, Trainer
+    from torchloc.trainer import Callback, Trainer, TrainState
 
     torch.set_num_threads(cfg.threads)
     text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -62,6 +62,14 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     if logging.tensorboard:
         every = logging.heat_maps_every
         hooks.append(callbacks.TensorBoard(folder, heat_maps_every=every, configuration=text))
+
+    class Heed(Callback):
+        """Ends the run at the next iteration where a signal to end was lost."""
+
+        def on_iteration_start(self, trainer: Trainer, state: TrainState) -> None:
+            heed()
+
+    hooks.append(Heed())
     shown = folder if logging.tensorboard else None
     hooks.append(callbacks.ProgressBar(enabled=logging.progress, folder=shown))
     Trainer(
