@@ -62,7 +62,7 @@ MEASURED = {
         for rung in ("coupled", "exact", "span", "paper")
     ),
     *(f"bound/{n}" for n in ("delta_hat", "tail", "tail_sum", "epsilon", "epsilon_paper")),
-    *(f"lipschitz/{name}" for name in ("max", "mean", "observed_max")),
+    *(f"lipschitz/{name}" for name in ("max", "mean", "observed_max", "bounded_agents")),
     *(f"effect/{name}" for name in ("temperature", "updates")),
     *(f"seconds/{name}" for name in ("temperature", "improvement", "certificate")),
 }

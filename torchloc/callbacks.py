@@ -16,10 +16,9 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from torchloc import checkpoint
+from torchloc.certificate import Ladder
 from torchloc.errors import InputError
 from torchloc.figures import heat_map
-from torchloc.lipschitz import logit_lipschitz
-from torchloc.sensitivity import policy_sensitivity
 from torchloc.trainer import Callback, Trainer, TrainState
 
 
@@ -76,11 +75,12 @@ def matrices(state: TrainState) -> dict[str, Any]:
     """The matrices that are drawn: influence on the sharpest and the paper's rung, Π and L."""
     if state.certificate is None:
         return {}
+    ladder = Ladder(state.certificate.environment, state.policy)
     return {
         "H_coupled": state.certificate["coupled"].matrix,
         "H_paper": state.certificate["paper"].matrix,
-        "Pi_exact": policy_sensitivity(state.policy, "exact"),
-        "L": logit_lipschitz(state.policy),
+        "Pi_exact": ladder.exact_policy,
+        "L": ladder.spreads.lipschitz,
     }
 
 
@@ -217,9 +217,11 @@ def closing_tables(trainer: Trainer, state: TrainState) -> list[Table]:
             _short(rung.epsilon),
             "yes" if rung.certified else "no",
         )
+    bounded = int(certificate.bounded.sum())
+    source = "" if not bounded else f"; Π of {bounded} agents from bounds of their networks"
     ladder.caption = (
         f"κ = {certificate.kappa}; floor ρ(E^s) = {certificate.floor.upper:.4f}; "
-        f"tail and ε are the largest component"
+        f"tail and ε are the largest component{source}"
     )
     return [reward, ladder]
 

@@ -58,8 +58,11 @@ class PolicyTables:
 
     Args:
         groups: Agents of equal shape; every agent 0 … K − 1 stands in one of them.
-        laws: One (G, *S_scope, A) float64 tensor a group.
+        laws: One (G, *S_scope, A) float64 tensor a group; empty for a group that was not read.
         temperature: (K,) float64.
+
+    Attributes:
+        read_groups: For every group whether its laws are here.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PolicyTables:
     ) -> None:
         self.groups = tuple(groups)
         self.laws = tuple(laws)
+        self.read_groups = tuple(bool(law.numel()) for law in self.laws)
         self.temperature = temperature
         self.group_of = np.zeros(len(temperature), dtype=np.int64)
         self.row_of = np.zeros(len(temperature), dtype=np.int64)
@@ -75,17 +79,37 @@ class PolicyTables:
             self.row_of[group.agents] = np.arange(len(group))
 
     @classmethod
-    def read(cls, policy: SoftmaxPolicy) -> PolicyTables:
-        """Enumerates every scope state of every agent, here and now."""
+    def read(cls, policy: SoftmaxPolicy, *, budget: int | None = None) -> PolicyTables:
+        """Enumerates every scope state of every agent, here and now.
+
+        Args:
+            policy: The policy.
+            budget: Groups with more scope states are left unread; None: they are refused.
+
+        Raises:
+            BudgetError: A scope has more states than are enumerated, and no budget was given.
+        """
         laws = [
-            group.unflatten(policy.group_probabilities(index))
+            torch.zeros(0, dtype=torch.float64)
+            if budget is not None and group.n_rows > budget
+            else group.unflatten(policy.group_probabilities(index))
             for index, group in enumerate(policy.groups)
         ]
         return cls(policy.groups, laws, policy.temperature.clone())
 
+    def holds(self, agents: IntArray) -> bool:
+        """Whether the laws of all these agents are here."""
+        return all(self.read_groups[int(index)] for index in np.unique(self.group_of[agents]))
+
     def of_agents(self, agents: IntArray) -> Tensor:
-        """(B, *S_scope, A) laws of agents that all belong to one group."""
+        """(B, *S_scope, A) laws of agents that all belong to one group.
+
+        Raises:
+            BudgetError: They were left unread.
+        """
         index = int(self.group_of[agents[0]])
+        if not self.read_groups[index]:
+            self.groups[index].check_enumerable()
         return self.laws[index][torch.tensor(self.row_of[agents])]
 
     def law(self, k: int) -> Tensor:
@@ -242,12 +266,14 @@ def reward_terms(mdp: FactoredMDP, tables: PolicyTables) -> Iterator[tuple[IntAr
 
 
 def entropy_terms(tables: PolicyTables) -> Iterator[tuple[IntArray, Tensor]]:
-    """τ_k Ent π_k agent by agent, in nats times the unit of τ.
+    """τ_k Ent π_k agent by agent, in nats times the unit of τ; groups that were not read are left out.
 
     Yields:
         (G, m) coordinates and (G, *S_scope) values, a group at a time.
     """
     for group, laws in zip(tables.groups, tables.laws, strict=True):
+        if not laws.numel():
+            continue
         entropy = torch.special.entr(laws).sum(dim=-1)
         tau = tables.temperature[torch.tensor(group.agents)]
         yield group.scope, tau.reshape(-1, *(1,) * len(group.sizes)) * entropy

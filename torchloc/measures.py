@@ -12,7 +12,7 @@ import numpy as np
 
 from torchloc.certificate import Certificate
 from torchloc.engine import SimulatedValues, Values
-from torchloc.lipschitz import LipschitzMonitor, logit_lipschitz
+from torchloc.lipschitz import LipschitzMonitor, certified_spreads
 
 if TYPE_CHECKING:
     from torchloc.trainer import Trainer, TrainState
@@ -55,7 +55,7 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
         numbers["gap/deterministic_local"] = state.local_optimum.gain - gain
     numbers |= _locality(certificate)
     numbers |= _lipschitz(trainer, state)
-    numbers |= _ledger(state)
+    numbers |= _ledger(trainer, state)
     return numbers
 
 
@@ -90,7 +90,10 @@ def _locality(certificate: Certificate) -> dict[str, float]:
 
 def _lipschitz(trainer: Trainer, state: TrainState) -> dict[str, float]:
     policy = state.policy
-    exact = logit_lipschitz(policy)
+    certified, sources = certified_spreads(policy, span=False)
+    bounded = [
+        len(g) for g, source in zip(policy.groups, sources, strict=True) if source == "bound"
+    ]
     count = max(2, min(OBSERVED_STATES, OBSERVED_ROWS // policy.n_agents))
     with LipschitzMonitor(policy) as monitor:
         states = state.values.sample(count, trainer.generator)
@@ -98,13 +101,14 @@ def _lipschitz(trainer: Trainer, state: TrainState) -> dict[str, float]:
         observed = monitor.observed()
     pairs = max(len(policy.scopes.indices), 1)
     return {
-        "lipschitz/max": _largest(exact.data),
-        "lipschitz/mean": float(exact.data.sum()) / pairs,
+        "lipschitz/max": _largest(certified.data),
+        "lipschitz/mean": float(certified.data.sum()) / pairs,
+        "lipschitz/bounded_agents": float(sum(bounded)),
         "lipschitz/observed_max": _largest(observed.data),
     }
 
 
-def _ledger(state: TrainState) -> dict[str, float]:
+def _ledger(trainer: Trainer, state: TrainState) -> dict[str, float]:
     records = state.records
     if not records:
         return {}
@@ -114,6 +118,9 @@ def _ledger(state: TrainState) -> dict[str, float]:
     numbers["ledger/balance"] = math.fsum(r.balance for r in records)
     numbers["ledger/realised"] = math.fsum(r.realised for r in records)
     numbers["ledger/fit_kl"] = max(r.fit_kl for r in records)
+    if trainer.improvement.guard != "none":
+        numbers["ledger/skipped"] = float(sum(r.share == 0.0 for r in records))
+        numbers["ledger/damped"] = float(sum(0.0 < r.share < 1.0 for r in records))
     return numbers
 
 

@@ -95,7 +95,7 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
     """
     if rung == "exact":
         laws = PolicyTables.read(policy).laws
-        return scope_matrix(policy, [_exact_sensitivity(law) for law in laws])
+        return scope_matrix(policy, [total_variations(law) for law in laws])
     if rung == "scope":
         ones = [torch.ones(len(g), len(g.sizes), dtype=torch.float64) for g in policy.groups]
         return scope_matrix(policy, ones)
@@ -104,14 +104,26 @@ def policy_sensitivity(policy: SoftmaxPolicy, rung: str = "exact") -> sp.csr_arr
             f"rung is {rung!r}; the policy's sensitivity has the rungs {', '.join(RUNGS[1:])}"
         )
     matrix, _ = certified_spreads(policy, span=rung == "span")
-    divisor = (4.0 if rung == "span" else 2.0) * policy.temperature.numpy()
-    scaled = matrix.data / np.repeat(divisor, np.diff(matrix.indptr))
-    matrix.data = np.minimum(scaled, 1.0) if rung == "paper" else np.tanh(scaled)
-    return matrix
+    return spread_sensitivity(matrix, rung, policy.temperature)
 
 
-def _exact_sensitivity(laws: Tensor) -> Tensor:
-    """(G, *S, A) laws → (G, m) largest TV along each axis."""
+def spread_sensitivity(spreads: sp.csr_array, rung: str, temperature: Tensor) -> sp.csr_array:
+    """Π of `span`, `tanh` or `paper` from the logits' spans (`span`) or Lipschitz constants (the others).
+
+    Args:
+        spreads: (K, N) CSR, in units of the logits.
+        rung: Which.
+        temperature: (K,) τ.
+    """
+    divisor = (4.0 if rung == "span" else 2.0) * temperature.numpy()
+    scaled = spreads.data / np.repeat(divisor, np.diff(spreads.indptr))
+    result = spreads.copy()
+    result.data = np.minimum(scaled, 1.0) if rung == "paper" else np.tanh(scaled)
+    return result
+
+
+def total_variations(laws: Tensor) -> Tensor:
+    """(G, *S, A) laws → (G, m) largest TV between two that differ along one axis."""
     m = laws.ndim - 2
     result = torch.zeros(len(laws), m, dtype=laws.dtype)
     for i in range(m):
@@ -196,7 +208,7 @@ def coupled_influence(
 
     Args:
         mdp: The model.
-        tables: The policy's laws.
+        tables: The policy's laws; rows that need laws that were not read are left empty.
         all_private: Average every action out. The result is then C^π, which is sound in place of
             K^π only where one coordinate moves per step.
 
@@ -211,6 +223,8 @@ def coupled_influence(
     parts = []
     for batch in mdp.kernels:
         for local in local_classes(batch, tables, shared[batch.actions].astype(np.int64)):
+            if not tables.holds(local.agents[0]):
+                continue
             causes, values = _coupled_class(local, tables)
             parts.append((batch.coordinates[local.rows], causes, values.numpy()))
     return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from torchloc.certificate import Certificate, Environment, certify
@@ -29,8 +30,8 @@ from torchloc.evaluation.planning import (
     best_deterministic_local,
     optimal_control,
 )
-from torchloc.improvement import BlockRecord, Improvement
-from torchloc.locality import Locality
+from torchloc.improvement import BlockRecord, Charge, Improvement
+from torchloc.locality import Locality, LocalityPenalty, charge
 from torchloc.mdp import FactoredMDP
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
@@ -100,7 +101,8 @@ class Trainer:
         hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are
             rescaled).
         locality: Keeps a rung under a target: the policy is projected at the start and after every
-            sweep, before it is certified; None leaves it free.
+            sweep, before it is certified, and with a `price` the steps of a sweep pay for what the
+            projections met; None leaves it free.
         callbacks: Told what happens, in this order.
         seed: Of the random states on which Lipschitz constants are observed.
 
@@ -149,6 +151,12 @@ class Trainer:
         self.locality = locality
         self.callbacks = tuple(callbacks)
         self.environment = Environment(mdp)
+        self.penalty: LocalityPenalty | None = None
+        if locality is not None and locality.price is not None:
+            self.penalty = LocalityPenalty(
+                mdp.n_coordinates, target=locality.target, step=locality.price
+            )
+        self._weights = np.ones(mdp.n_coordinates)
         self.generator = torch.Generator().manual_seed(seed)
         policy.set_temperature(schedule(0.0), hold=hold)
         self.engine = build_engine(mdp, policy, self.improvement, self.evaluation, self.generator)
@@ -189,7 +197,7 @@ class Trainer:
         cooled = self.engine.cooled(state.values, policy)
         clock.lap("temperature")
 
-        values, records = self.engine.sweep(cooled, policy, self._epsilon)
+        values, records = self.engine.sweep(cooled, policy, self._epsilon, self._charge(policy))
         effects = self.engine.effects(state.values, cooled, values)
         if self.locality is not None:
             values, paid = self._kept_local(values, policy, self.locality)
@@ -212,12 +220,24 @@ class Trainer:
         """Projects the policy; its values after it, and what that took (`effect/locality`: of the reward rate)."""
         report = locality.keep(self.environment, policy, marginals=values.marginals)
         kept = self.engine.evaluate(policy) if report.changed else values
-        return kept, {
+        numbers = {
             "locality/rho_before": report.before,
             "locality/agents_changed": float(report.changed),
             "locality/smallest_scale": float(report.scales.min(initial=1.0)),
             "effect/locality": kept.reward_rate - values.reward_rate,
         }
+        self._weights = report.weights
+        if self.penalty is not None:
+            self.penalty.ascend(report.wished)
+            numbers["locality/duals"] = float(self.penalty.duals.sum())
+        return kept, numbers
+
+    def _charge(self, policy: SoftmaxPolicy) -> Charge | None:
+        """What a step pays for locality, under the weights of the last projection."""
+        if self.penalty is None:
+            return None
+        prices = self.penalty.prices(self.environment.action, self._weights)
+        return charge(policy, prices, self._weights)
 
     def temperature(self, iteration: int) -> float:
         """τ of an iteration, from 0."""

@@ -10,7 +10,7 @@ import torch
 
 import torchloc as tl
 from torchloc.environments import hub_spoke, ising, sis
-from torchloc.locality import project
+from torchloc.locality import Locality, project
 from torchloc.schedules import geometric
 
 TARGET = 0.9
@@ -100,3 +100,55 @@ def run(name: str, kind: str, rung: str, how: str, *, keep: bool) -> Keeper:
         callbacks=(keeper,),
     ).run()
     return keeper
+
+
+def test_a_price_leaves_less_for_the_projection_and_earns_more() -> None:
+    """Both end under the target; the steps that pay need less shrinking, and keep more reward."""
+    mdp = sis(3, infection=(0.1, 0.02), recovery=(0.4, 0.7))
+    found = {}
+    for price in (None, 0.1):
+        policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+        trainer = tl.Trainer(
+            mdp,
+            policy,
+            schedule=partial(geometric, start=1.0, end=0.02),
+            iterations=8,
+            locality=Locality(target=1.0, price=price),
+        )
+        state = trainer.run()
+        assert state.metrics["rho/exact"] <= 1.0
+        found[price] = state.metrics
+        assert ("locality/duals" in state.metrics) == (price is not None)
+    assert found[0.1]["locality/duals"] > 0.0
+    assert found[0.1]["locality/rho_before"] < found[None]["locality/rho_before"]
+    assert found[0.1]["reward/average"] > found[None]["reward/average"]
+
+
+@pytest.mark.parametrize("order", ["jacobi", "chromatic", "cyclic"])
+@pytest.mark.parametrize("engine", ["joint", "local"])
+def test_every_order_and_engine_pays(order: str, engine: str) -> None:
+    mdp = sis(4, infection=(0.1, 0.02), recovery=(0.4, 0.7))
+    policy = tl.SoftmaxPolicy.tabular(mdp, tl.neighbourhood_scopes(mdp))
+    state = tl.Trainer(
+        mdp,
+        policy,
+        schedule=partial(geometric, start=1.0, end=0.05),
+        improvement=tl.Improvement(order=order),  # pyright: ignore[reportArgumentType]
+        evaluation=tl.Evaluation(engine=engine, kappa=1),  # pyright: ignore[reportArgumentType]
+        iterations=5,
+        locality=Locality(target=1.0, price=0.2),
+    ).run()
+    assert state.metrics["rho/exact"] <= 1.0
+    assert state.metrics["locality/duals"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"price": 0.0}, "price is 0.0; it must be finite and > 0, or null"),
+        ({"price": 1.0, "rung": "coupled"}, "price is 1.0 with rung=coupled, whose rows are not"),
+    ],
+)
+def test_prices_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(tl.InputError, match=message):
+        Locality(**options)

@@ -15,7 +15,8 @@ from torchloc.environments import sis
 from torchloc.errors import InputError
 from torchloc.improvement.prox import entropy, kl, log_law, prox_logits
 from torchloc.locality import LocalityPenalty, priced_laws, row_loads, scope_prices
-from torchloc.locality.shrinking import UNSEEN, total_variations
+from torchloc.locality.shrinking import UNSEEN
+from torchloc.sensitivity import total_variations
 from torchloc.sensitivity import policy_sensitivity
 
 Array = np.ndarray

@@ -22,7 +22,7 @@ as exact reals, except that e^x is trusted to the last places.
 """
 
 from torchloc.certificate.certify import Certificate, certify
-from torchloc.certificate.ladder import Environment, Ladder, reward_oscillation
+from torchloc.certificate.ladder import Environment, Ladder, Spreads, reward_oscillation
 from torchloc.certificate.rung import RungCertificate
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Environment",
     "Ladder",
     "RungCertificate",
+    "Spreads",
     "certify",
     "reward_oscillation",
 ]

@@ -9,15 +9,16 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from torchloc.certificate.ladder import Environment, Ladder, reward_oscillation
+from torchloc.certificate.ladder import Environment, Ladder, Spreads, reward_oscillation
 from torchloc.certificate.rounding import outward
 from torchloc.certificate.rung import RungCertificate
 from torchloc.errors import InputError
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import FloatArray
 from torchloc.policy import SoftmaxPolicy
+from torchloc.policy.groups import ROW_BUDGET
 from torchloc.sensitivity import RUNGS
 from torchloc.spectral import SpectralBound
 
@@ -30,6 +31,8 @@ class Certificate(Mapping[str, RungCertificate]):
     Attributes:
         floor: Bracket of ρ(E^s): no temperature brings the rungs `exact` … `scope` below it.
         kappa, discount, dynamics, objective: What was asked for.
+        bounded: (K,) bool: agents whose scope is too large to enumerate. Their rows of Π are certified
+            bounds of their networks on every rung but `scope`; those of the others are exact values.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class Certificate(Mapping[str, RungCertificate]):
         discount: float,
         dynamics: Dynamics,
         objective: str,
+        bounded: NDArray[np.bool_],
     ) -> None:
+        self.bounded = bounded
         self._rungs = rungs
         self.environment = environment
         self.kappa = kappa
@@ -88,12 +93,14 @@ def certify(
     rungs: Sequence[str] = RUNGS,
     steps: int | Literal["auto"] = 1,
     environment: Environment | None = None,
+    budget: int = ROW_BUDGET,
 ) -> Certificate:
     """Certifies how local a policy makes a model.
 
     Args:
         mdp: The model.
-        policy: A policy on its scopes; scope states are enumerated.
+        policy: A policy on its scopes. Scope states are enumerated where they fit a budget; beyond it
+            networks are bounded (`lipschitz.logit_bounds`), never sampled.
         kappa: Truncation radius κ ≥ 0 of `delta_hat`, `tail` and `epsilon`.
         discount: γ in (0, 1]; 1 is the average reward.
         dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
@@ -103,12 +110,14 @@ def certify(
         steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics). `auto` takes
             as many as a budget of entries allows.
         environment: E^s and E^a of this model, if computed already.
+        budget: Scope states of one agent that are enumerated at most.
 
     Returns:
         A mapping rung → certificate; spectral bounds and tails are computed on first use.
 
     Raises:
-        InputError: Something is out of range or does not fit.
+        InputError: Something is out of range or does not fit, or a network can neither be enumerated
+            nor read.
         BudgetError: A closed loop is too large to enumerate.
     """
     policy.check(mdp)
@@ -119,7 +128,8 @@ def certify(
         raise InputError(
             "environment was computed for another model; give Environment(mdp), or None"
         )
-    ladder = Ladder(environment, policy, averaged=dynamics == "asynchronous")
+    averaged = dynamics == "asynchronous"
+    ladder = Ladder(environment, policy, averaged=averaged, spreads=Spreads(policy, budget=budget))
     b = reward_oscillation(ladder, entropy=objective == "entropy")
     reach = outward(discount * (sp.diags_array(moves) @ ladder.action), 4)
     reach.eliminate_zeros()
@@ -149,6 +159,7 @@ def certify(
         discount=discount,
         dynamics=dynamics,
         objective=objective,
+        bounded=ladder.bounded,
     )
 
 

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from torchloc.certificate.certify import Certificate
-from torchloc.certificate.ladder import Environment, Ladder
+from torchloc.certificate.ladder import Environment, Ladder, Spreads
 from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
 from torchloc.mdp.checks import FloatArray, IntArray
@@ -269,11 +269,11 @@ def certifying_temperatures(
         discount: γ in (0, 1].
     """
     trial = copy.deepcopy(policy)
-    present = policy.temperature.clone()
+    present, spreads = policy.temperature.clone(), Spreads(trial)
 
     def certifies(rung: str, multiple: float) -> bool:
         trial.set_temperature(present * multiple)
-        radius = spectral_radius(Ladder(environment, trial).matrix(rung)).upper
+        radius = spectral_radius(Ladder(environment, trial, spreads=spreads).matrix(rung)).upper
         return radius * discount * (1.0 + 4.0 * UNIT) < 1.0 if discount < 1.0 else radius < 1.0
 
     result = []

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.special import entr
 
 from torchloc.certificate.rounding import (
     UNIT,
@@ -20,16 +21,20 @@ from torchloc.certificate.rounding import (
     outward,
     stored,
 )
-from torchloc.closed_loop import PolicyTables, entropy_terms, local_classes
+from torchloc.closed_loop import LocalClass, PolicyTables, entropy_terms, local_classes
 from torchloc.coupling import coupled_steps
+from torchloc.lipschitz import certified_spreads, scope_matrix
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import FloatArray, IntArray
-from torchloc.policy import SoftmaxPolicy
+from torchloc.policy import AgentGroup, SoftmaxPolicy
+from torchloc.policy.groups import ROW_BUDGET
 from torchloc.sensitivity import (
     action_sensitivity,
     coupled_influence,
     policy_sensitivity,
+    spread_sensitivity,
     state_sensitivity,
+    total_variations,
 )
 from torchloc.spectral import SpectralBound, spectral_radius
 
@@ -49,25 +54,68 @@ class Environment:
         return spectral_radius(self.state)
 
 
+class Spreads:
+    """What a ladder reads of the logits whatever τ is, each computed once.
+
+    Args:
+        policy: Its logits are to stay while this is used; its temperatures may change.
+        budget: Scope states of one agent that are enumerated at most.
+    """
+
+    def __init__(self, policy: SoftmaxPolicy, *, budget: int = ROW_BUDGET) -> None:
+        self.policy = policy
+        self.budget = budget
+
+    @cached_property
+    def span(self) -> sp.csr_array:
+        """(K, N) CSR: exact, or certified bounds of networks whose scopes are too large."""
+        return certified_spreads(self.policy, span=True, budget=self.budget)[0]
+
+    @cached_property
+    def lipschitz(self) -> sp.csr_array:
+        """(K, N) CSR of L, likewise."""
+        return certified_spreads(self.policy, span=False, budget=self.budget)[0]
+
+    @cached_property
+    def moving(self) -> sp.csr_array:
+        """(K, N) ones where a law can change with the coordinate: the structural pattern of Π."""
+        return moving(self.policy, self.budget)
+
+
 class Ladder:
     """The influence matrices of one policy, rounded up, each computed once.
+
+    An agent whose scope is too large to enumerate has certified bounds of its network (`span`) for its
+    row of Π on `exact`. Its action's rows of `coupled` are those of `exact`: with every shared action
+    coupled maximally and independently, a row of H bounds what that same coupling gives.
 
     Args:
         environment: E^s and E^a.
         policy: A policy on the model's scopes; read here and now.
         averaged: Treat every action as private: `coupled` is then C^π, sound only for asynchronous
             dynamics.
+        spreads: Of the same logits, if they were read already.
+
+    Attributes:
+        bounded: (K,) bool: agents whose scope is not enumerated.
     """
 
     def __init__(
-        self, environment: Environment, policy: SoftmaxPolicy, *, averaged: bool = False
+        self,
+        environment: Environment,
+        policy: SoftmaxPolicy,
+        *,
+        averaged: bool = False,
+        spreads: Spreads | None = None,
     ) -> None:
         self.mdp = environment.mdp
         self.state = environment.state
         self.action = environment.action
         self.policy = policy
         self.averaged = averaged
-        self.tables = PolicyTables.read(policy)
+        self.spreads = Spreads(policy) if spreads is None else spreads
+        self.tables = PolicyTables.read(policy, budget=self.spreads.budget)
+        self.bounded = ~np.array(self.tables.read_groups, dtype=np.bool_)[self.tables.group_of]
 
     @cached_property
     def _absolute(self) -> float:
@@ -87,12 +135,12 @@ class Ladder:
 
     @cached_property
     def _size(self) -> float:
-        return largest_logit(self.policy)
+        return largest_logit(self.policy, self.spreads.budget)
 
-    @cached_property
+    @property
     def moving(self) -> sp.csr_array:
-        """(K, N) ones where a law can change with the coordinate: the structural pattern of Π."""
-        return moving(self.policy)
+        """(K, N) ones where a law can change with the coordinate."""
+        return self.spreads.moving
 
     @cached_property
     def _pattern(self) -> sp.csr_array:
@@ -119,22 +167,54 @@ class Ladder:
 
     def policy_rung(self, rung: str) -> sp.csr_array:
         """(K, N) CSR Π of a rung, rounded up."""
-        matrix = policy_sensitivity(self.policy, rung)
         if rung == "exact":
+            entries = [
+                total_variations(law)
+                if law.numel()
+                else torch.zeros(group.scope.shape, dtype=torch.float64)
+                for law, group in zip(self.tables.laws, self.tables.groups, strict=True)
+            ]
+            matrix = scope_matrix(self.policy, entries)
             matrix = sp.csr_array(matrix + 2.0 * self.law_error * self.moving)
-        elif rung != "scope":
+            if self.bounded.any():
+                keep = sp.diags_array((~self.bounded).astype(np.float64))
+                take = sp.diags_array(self.bounded.astype(np.float64))
+                matrix = sp.csr_array(keep @ matrix + take @ self.policy_rung("span"))
+                matrix.eliminate_zeros()
+            matrix.data = np.minimum(matrix.data, 1.0)
+            return matrix
+        if rung in ("span", "tanh", "paper"):
+            spreads = self.spreads.span if rung == "span" else self.spreads.lipschitz
+            matrix = spread_sensitivity(spreads, rung, self.policy.temperature)
+        else:
+            matrix = policy_sensitivity(self.policy, rung)
+        if rung != "scope":
             # Differences of logits, centred or not, lose digits of the logits' own size.
             lost = (most_actions(self.policy) + 4.0) * self._size * UNIT
             matrix = sp.csr_array(outward(matrix, 16) + lost * self.moving)
         matrix.data = np.minimum(matrix.data, 1.0)
         return matrix
 
+    @cached_property
+    def exact_policy(self) -> sp.csr_array:
+        """(K, N) CSR Π of `exact`, rounded up."""
+        return self.policy_rung("exact")
+
     def matrix(self, rung: str) -> sp.csr_array:
         """(N, N) CSR H of a rung, rounded up."""
         if rung == "coupled":
             matrix = coupled_influence(self.mdp, self.tables, all_private=self.averaged)
-            return sp.csr_array(matrix + self._absolute * self._pattern)
-        product = self.action @ self.policy_rung(rung)
+            if not self.bounded.any():
+                return sp.csr_array(matrix + self._absolute * self._pattern)
+            # Rows that a bounded agent acts on, whether E^a sees it or not, were left empty.
+            left = np.zeros(self.mdp.n_coordinates)
+            for batch in self.mdp.kernels:
+                left[batch.coordinates] = self.bounded[batch.actions].any(axis=1)
+            keep = sp.diags_array(1.0 - left)
+            found = keep @ (matrix + self._absolute * self._pattern)
+            return sp.csr_array(found + sp.diags_array(left) @ self.matrix("exact"))
+        policy = self.exact_policy if rung == "exact" else self.policy_rung(rung)
+        product = self.action @ policy
         longest = int(np.diff(self.action.indptr).max(initial=0))
         return outward(sp.csr_array(self.state + product), 2 * (longest + 2))
 
@@ -168,6 +248,9 @@ def _reward_spreads(ladder: Ladder) -> Iterator[tuple[IntArray, FloatArray]]:
         largest = float(np.abs(batch.table).max(initial=0.0))
         summed = math.prod(batch.action_shape) + batch.actions.shape[1] + 4
         for local in local_classes(batch, ladder.tables):
+            if not ladder.tables.holds(local.agents[0]):
+                yield from _unread_spreads(ladder, local)
+                continue
             error = largest * (len(local.n_actions) * ladder.law_error + summed * UNIT)
             values = local.averaged(ladder.tables)
             for column in range(local.union.shape[1]):
@@ -181,15 +264,50 @@ def _reward_spreads(ladder: Ladder) -> Iterator[tuple[IntArray, FloatArray]]:
                 yield coordinates, np.where(depends, _spread(values, column) + 4.0 * error, 0.0)
 
 
+def _unread_spreads(ladder: Ladder, local: LocalClass) -> Iterator[tuple[IntArray, FloatArray]]:
+    """The same where an agent's laws were not read: δ_i(r_m^π) ≤ δ_i(r_m) + Σ_k δ_{a_k}(r_m) Π[k, i]."""
+    for column in range(local.n_states):
+        yield local.union[:, column], _spread(local.table, column)
+    for place, scope in enumerate(local.scopes):
+        reach = _spread(local.table, local.n_states + place)
+        for column in scope:
+            coordinates = local.union[:, column]
+            entries = _entries(ladder.exact_policy, local.agents[:, place], coordinates)
+            yield coordinates, reach * entries
+
+
+def _entries(matrix: sp.csr_array, rows: IntArray, columns: IntArray) -> FloatArray:
+    """(B,) entries of a sparse matrix."""
+    return np.asarray(matrix[rows, columns]).reshape(len(rows))
+
+
 def _entropy_spreads(ladder: Ladder) -> Iterator[tuple[IntArray, FloatArray]]:
     """(G,) coordinates and (G,) bounds of the change of one agent's τ Ent π with each of them."""
-    groups = zip(ladder.tables.groups, entropy_terms(ladder.tables), strict=True)
-    for group, (scope, values) in groups:
+    tables = ladder.tables
+    read = [group for group, law in zip(tables.groups, tables.laws, strict=True) if law.numel()]
+    for group, law in zip(tables.groups, tables.laws, strict=True):
+        if not law.numel():
+            yield from _unread_entropies(ladder, group)
+    for group, (scope, values) in zip(read, entropy_terms(ladder.tables), strict=True):
         tau = ladder.tables.temperature[torch.tensor(group.agents)].numpy()
         slack = 4.0 * tau * (math.log(group.n_actions) + 40.0) * ladder.law_error
         for column in range(scope.shape[1]):
             depends = stored(ladder.moving, group.agents, scope[:, column])
             yield scope[:, column], np.where(depends, _spread(values, column) + slack, 0.0)
+
+
+def _unread_entropies(ladder: Ladder, group: AgentGroup) -> Iterator[tuple[IntArray, FloatArray]]:
+    """|Ent p − Ent q| ≤ t log(A − 1) − t log t − (1 − t) log(1 − t) at TV ≤ t ≤ 1 − 1/A; log A beyond.
+
+    (Audenaert 2007, for laws.)
+    """
+    tau = ladder.tables.temperature[torch.tensor(group.agents)].numpy()
+    n = group.n_actions
+    for column in range(group.scope.shape[1]):
+        coordinates = group.scope[:, column]
+        t = np.minimum(_entries(ladder.exact_policy, group.agents, coordinates), 1.0 - 1.0 / n)
+        change = t * math.log(max(n - 1, 1)) + entr(t) + entr(1.0 - t)
+        yield coordinates, tau * change * (1.0 + 16.0 * UNIT)
 
 
 def _spread(values: torch.Tensor, column: int) -> FloatArray:

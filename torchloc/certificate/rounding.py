@@ -18,6 +18,7 @@ from torch import Tensor
 from torchloc.lipschitz import scope_matrix
 from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
+from torchloc.policy.groups import ROW_BUDGET
 
 UNIT = 2.0**-53
 
@@ -29,10 +30,12 @@ def outward(matrix: sp.csr_array, steps: float) -> sp.csr_array:
     return result
 
 
-def largest_logit(policy: SoftmaxPolicy) -> float:
-    """max |z − max_a z|/τ over the finite logits."""
+def largest_logit(policy: SoftmaxPolicy, budget: int = ROW_BUDGET) -> float:
+    """max |z − max_a z|/τ over the finite logits of scopes of at most `budget` states."""
     size = 0.0
-    for index in range(len(policy.groups)):
+    for index, group in enumerate(policy.groups):
+        if group.n_rows > budget:
+            continue
         scaled = policy.group_scaled_logits(index)
         finite = torch.where(torch.isfinite(scaled), scaled.abs(), 0.0)
         size = max(size, float(finite.max()) if finite.numel() else 0.0)
@@ -49,14 +52,18 @@ def law_error(actions: int) -> float:
     return (3.0 * actions + 16.0) * UNIT
 
 
-def moving(policy: SoftmaxPolicy) -> sp.csr_array:
+def moving(policy: SoftmaxPolicy, budget: int = ROW_BUDGET) -> sp.csr_array:
     """(K, N) CSR of ones where a law can change with the coordinate, decided without rounding.
 
     That is where a difference z_a − z_b of stored logits changes, or which actions are forbidden. The
-    difference is kept as its rounded value and the exact rest (Knuth's two-sum).
+    difference is kept as its rounded value and the exact rest (Knuth's two-sum). A scope of more
+    than `budget` states counts as all.
     """
     entries = []
     for index, group in enumerate(policy.groups):
+        if group.n_rows > budget:
+            entries.append(torch.ones(group.scope.shape, dtype=torch.float64))
+            continue
         with torch.no_grad():
             table = group.unflatten(policy.group_logits(index).double())
         entries.append(_varies(table))

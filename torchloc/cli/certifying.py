@@ -336,13 +336,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _draw(certificate: Certificate, policy: SoftmaxPolicy, folder: Path) -> None:
+    from torchloc.certificate.ladder import Ladder
     from torchloc.figures import heat_map
-    from torchloc.lipschitz import logit_lipschitz
-    from torchloc.sensitivity import policy_sensitivity
 
     pictures = {f"H_{name}": rung.matrix for name, rung in certificate.items()}
-    pictures["Pi_exact"] = policy_sensitivity(policy, "exact")
-    pictures["L"] = logit_lipschitz(policy)
+    ladder = Ladder(certificate.environment, policy)
+    pictures["Pi_exact"], pictures["L"] = ladder.exact_policy, ladder.spreads.lipschitz
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, matrix in pictures.items():

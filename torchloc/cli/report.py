@@ -34,6 +34,7 @@ def as_dict(
         "dynamics": certificate.dynamics,
         "objective": certificate.objective,
         "floor": _pair(certificate.floor),
+        "bounded_agents": certificate.bounded.nonzero()[0].tolist(),
         "rungs": {
             name: {
                 "steps": rung.steps,
@@ -128,6 +129,7 @@ def show(
         f"discount {certificate.discount:g}, κ = {certificate.kappa}"
     )
     console.print(_ladder(mdp, certificate, epsilon))
+    console.print(_source(certificate), highlight=False, soft_wrap=True)
     bound = asked.contraction
     verdict = "certified" if asked.certified else "not certified"
     if not asked.certified and bound.lower < 1.0:
@@ -173,6 +175,18 @@ def _ladder(mdp: FactoredMDP, certificate: Certificate, epsilon: float | None) -
         blanks = [""] * (len(headings) - 4)
         table.add_row("action_sup", f"{rho.upper:.6f}", f"{rho.upper:.6f}", f"{norm:.4f}", *blanks)
     return table
+
+
+def _source(certificate: Certificate) -> str:
+    """Where the entries of Π come from."""
+    bounded = certificate.bounded.nonzero()[0]
+    if not len(bounded):
+        return "Π from all local observations, enumerated"
+    named = ", ".join(map(str, bounded[:6])) + (", …" if len(bounded) > 6 else "")
+    return (
+        f"Π of {len(bounded)} of {len(certificate.bounded)} agents ({named}) from certified bounds of their "
+        f"networks, whose local observations are too many to enumerate"
+    )
 
 
 def _reasons(

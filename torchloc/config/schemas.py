@@ -134,9 +134,14 @@ class Improvement:
     objective: str = setting("entropy", Choices(("entropy", "reward")))
     weighting: str = setting("stationary", Choices(("stationary", "marginal", "uniform")))
     prox: float | None = setting(None, NONNEGATIVE)
+    guard: str = setting("none", Choices(("none", "damp", "skip")))
     fit_method: str = setting("auto", Choices(("auto", "levenberg", "adam")))
     fit_steps: int | None = setting(None, Range(1))
     fit_tolerance: float = setting(1e-10, POSITIVE)
+    fit_kl: float = setting(0.0, NONNEGATIVE)
+    fit_rate: float = setting(1e-2, POSITIVE)
+    fit_batch: int | None = setting(None, Range(1))
+    fit_ascend: bool = False
 
 
 @dataclass
@@ -165,6 +170,7 @@ class Locality:
     rung: str = setting("exact", Choices(("coupled", "exact", "span", "tanh", "paper")))
     how: str = setting("logits", Choices(("temperature", "logits", "centre")))
     rounds: int = setting(6, Range(1))
+    price: float | None = setting(None, POSITIVE)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torchloc.engine.values import Values
 from torchloc.evaluation.joint import JointEvaluation
 from torchloc.improvement import (
     BlockRecord,
+    Charge,
     Improvement,
     coloured_sweep,
     cyclic_sweep,
@@ -74,6 +75,7 @@ class JointEngine:
         values: Values,
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
+        charge: Charge | None = None,
     ) -> tuple[JointEvaluation, list[BlockRecord]]:
         """Every agent once, from the policy that `values` evaluates; changes the policy in place.
 
@@ -86,7 +88,8 @@ class JointEngine:
         if not isinstance(values, JointEvaluation):
             raise TypeError("a joint engine sweeps from its own evaluations")
         if self.improvement.order == "cyclic":
-            return cyclic_sweep(values, policy, self.improvement, self.kappa, epsilon)
+            return cyclic_sweep(values, policy, self.improvement, self.kappa, epsilon, charge)
         if self.improvement.order == "jacobi":
-            return jacobi_sweep(values, policy, self.improvement, self.kappa), []
-        return coloured_sweep(values, policy, self.improvement, self.kappa, self._colours), []
+            return jacobi_sweep(values, policy, self.improvement, self.kappa, charge), []
+        after = coloured_sweep(values, policy, self.improvement, self.kappa, self._colours, charge)
+        return after, []

@@ -10,11 +10,12 @@ from torch import Tensor
 from torchloc.colouring import colour_classes, conflict_graph, first_fit
 from torchloc.engine.settings import DTYPES, Evaluation
 from torchloc.engine.values import SimulatedValues, Values
+from torchloc.errors import InputError
 from torchloc.evaluation.local import SAMPLES, LocalEvaluation
 from torchloc.evaluation.rollout import Rollout, simulate
 from torchloc.evaluation.simulator import Simulator
 from torchloc.evaluation.weighting import Weighting
-from torchloc.improvement import BlockRecord, Improvement, chromatic_sweep
+from torchloc.improvement import BlockRecord, Charge, Improvement, chromatic_sweep
 from torchloc.mdp import FactoredMDP
 from torchloc.policy import SoftmaxPolicy
 
@@ -41,6 +42,11 @@ class LocalEngine:
         evaluation: Evaluation,
         generator: torch.Generator,
     ) -> None:
+        if improvement.guard != "none":
+            raise InputError(
+                f"guard is {improvement.guard!r}, but the local engine has no guarantees to guard; use "
+                f"guard=none, or evaluation=joint where the joint states fit"
+            )
         self.mdp = mdp
         self.improvement = improvement
         self.evaluation = evaluation
@@ -93,6 +99,7 @@ class LocalEngine:
         values: Values,
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
+        charge: Charge | None = None,
     ) -> tuple[SimulatedValues, list[BlockRecord]]:
         """Every agent once, colour by colour; changes the policy in place.
 
@@ -100,7 +107,9 @@ class LocalEngine:
             The evaluation after it. No ledger: its expectations are not enumerable here.
         """
         weighting, states = self._weighting(policy)
-        chromatic_sweep(self._local, self.colours, policy, self.improvement, weighting, states)
+        chromatic_sweep(
+            self._local, self.colours, policy, self.improvement, weighting, states, charge
+        )
         return self.evaluate(policy), []
 
     def _weighting(self, policy: SoftmaxPolicy) -> tuple[Weighting, Tensor | None]:

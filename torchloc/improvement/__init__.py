@@ -2,9 +2,10 @@
 
 from torchloc.improvement.fit import FitReport, ascend_prox, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
+from torchloc.improvement.moves import Charge, move
 from torchloc.improvement.prox import BlockTarget, block_target, log_law, prox_logits
+from torchloc.improvement.settings import Improvement
 from torchloc.improvement.sweep import (
-    Improvement,
     chromatic_sweep,
     coloured_sweep,
     cyclic_sweep,
@@ -14,6 +15,7 @@ from torchloc.improvement.sweep import (
 __all__ = [
     "BlockRecord",
     "BlockTarget",
+    "Charge",
     "FitReport",
     "Improvement",
     "ascend_prox",
@@ -25,5 +27,6 @@ __all__ = [
     "fit_logits",
     "jacobi_sweep",
     "log_law",
+    "move",
     "prox_logits",
 ]

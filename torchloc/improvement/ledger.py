@@ -5,7 +5,7 @@ entropy objective and 0 for the reward objective, any update has
 
     gain ≥ E_{d^μ}[⟨μ_k − π_k, ĝ_k⟩ + τ'(Ent μ_k − Ent π_k)] − ε_k E_{d^μ} TV(μ_k, π_k)                (guarantee)
 
-and, the update being the exact prox of ḡ_k + x,
+and, the update being the exact prox of ḡ_k + x (a price or a damped step is part of x),
 
     gain ≥ E_{d^μ}[η KL(μ‖π) + (η + τ') KL(π‖μ)]                                         (prox_gain)
            − E_{d^μ}[TV] ε_k                                                            (truncation_error)
@@ -43,8 +43,11 @@ class BlockRecord:
             `guarantee`.
         epsilon: ε_k.
         total_variation: E_{d^μ} TV(μ_k, π_k).
-        fit_kl: Largest KL(target ‖ realised) over scope states.
+        fit_kl: Largest KL(aim ‖ realised) over scope states; the aim is the prox step but for what a
+            price or the guard made of it.
         slack: Widths of both solves: what a comparison of `realised` with a bound must allow.
+        share: How much of the step was taken: 1, less where the guard damped it, 0 where it took it
+            back.
     """
 
     agent: int
@@ -59,6 +62,7 @@ class BlockRecord:
     total_variation: float
     fit_kl: float
     slack: float
+    share: float = 1.0
 
     @property
     def balance(self) -> float:
@@ -92,6 +96,7 @@ def block_record(
     temperature: float,
     prox: float,
     epsilon: float,
+    aimed_logits: Tensor | None = None,
 ) -> BlockRecord:
     """The ledger of agent k's update from `before` to `after`.
 
@@ -105,6 +110,7 @@ def block_record(
         temperature: τ_k.
         prox: η.
         epsilon: ε_k ≥ 0 certified for the baseline; ∞ where nothing is.
+        aimed_logits: (R, A) what the network was fitted to; None: `wanted_logits`.
     """
     k = target.agent
     old, new = log_law(old_logits, temperature), log_law(new_logits, temperature)
@@ -124,6 +130,7 @@ def block_record(
     gain = float(direct) / horizon + expected(tau * (entropy(new) - entropy(old)))
     mean_tv = expected(tv)
     truncation = epsilon * mean_tv if mean_tv > 0 else 0.0
+    aim = wanted_logits if aimed_logits is None else aimed_logits
     misfit = torch.where(wanted_logits.isneginf(), 0.0, new_logits - wanted_logits)
     prox_gain = prox * kl(new, old) + (prox + tau) * kl(old, new)
     rounding = 1e-13 * (1.0 + float(target.gain.abs().max())) * target.gain.shape[-1] / horizon
@@ -139,6 +146,6 @@ def block_record(
         staleness=0.0,
         epsilon=epsilon,
         total_variation=mean_tv,
-        fit_kl=float(kl(log_law(wanted_logits, temperature), new).max()),
+        fit_kl=float(kl(log_law(aim, temperature), new).max()),
         slack=before.width + after.width + residuals * float(span(target.gain).max()) + rounding,
     )

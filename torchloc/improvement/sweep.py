@@ -3,116 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchloc.errors import InputError
-from torchloc.evaluation.joint import JointEvaluation, Objective
+from torchloc.evaluation.joint import JointEvaluation
 from torchloc.evaluation.local import LocalEvaluation
 from torchloc.evaluation.problem import Selection
 from torchloc.evaluation.weighting import Weighting as LocalWeighting
-from torchloc.improvement.fit import FitMethod, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
-from torchloc.improvement.prox import BlockTarget, Weighting, block_target, prox_logits
+from torchloc.improvement.moves import Charge, Move, move
+from torchloc.improvement.prox import BlockTarget, block_target
+from torchloc.improvement.settings import Improvement
 from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
 
-
-@dataclass(frozen=True)
-class Improvement:
-    """How blocks are updated.
-
-    Attributes:
-        order: `cyclic` recomputes the evaluation after every block, which Corollary 15 needs;
-            `chromatic` moves blocks together whose truncated advantages do not see each other, with
-            the iterates of a cyclic pass in the order of the colours (theory: conflict graph);
-            `jacobi` computes every block from the same baseline, as Algorithm 1 is printed, without
-            a guarantee.
-        objective: `entropy` for J_τ, or `reward`.
-        weighting: How unseen coordinates are averaged: `stationary`, `marginal` (product of the
-            stationary marginals) or `uniform`. The last two do not change within a pass of the
-            local engine, nor does `stationary`, which it simulates.
-        prox: η; None takes η = τ, as the paper does.
-        fit_method: How networks are fitted: `levenberg`, `adam`, or `auto` by size.
-        fit_steps: Most steps of the fit of a network; None: what suits the method.
-        fit_tolerance: Relative residual at which a fit stops.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-
-    order: Literal["cyclic", "chromatic", "jacobi"] = "cyclic"
-    objective: Objective = "entropy"
-    weighting: Weighting = "stationary"
-    prox: float | None = None
-    fit_method: FitMethod = "auto"
-    fit_steps: int | None = None
-    fit_tolerance: float = 1e-10
-
-    def __post_init__(self) -> None:
-        for field, allowed in (
-            ("order", ("cyclic", "chromatic", "jacobi")),
-            ("objective", ("entropy", "reward")),
-            ("fit_method", ("auto", "levenberg", "adam")),
-            ("weighting", ("stationary", "marginal", "uniform")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise InputError(
-                    f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}"
-                )
-        if self.prox is not None and not (
-            self.prox > 0 or (self.prox == 0 and self.objective == "entropy")
-        ):
-            raise InputError(
-                f"prox is {self.prox}; it must be > 0, or 0 with objective=entropy, or null for η = τ"
-            )
-        if (self.fit_steps is not None and self.fit_steps < 1) or not self.fit_tolerance > 0:
-            raise InputError(
-                f"fit_steps is {self.fit_steps} and fit_tolerance {self.fit_tolerance}; "
-                f"they must be ≥ 1 and > 0"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class _Move:
-    """An update of one agent that was carried out."""
-
-    target: BlockTarget
-    old: Tensor
-    wanted: Tensor
-    new: Tensor
-    temperature: float
-    prox: float
-
-
-def _move(policy: SoftmaxPolicy, target: BlockTarget, settings: Improvement) -> _Move:
-    """Updates the agent of `target` in place."""
-    k = target.agent
-    index, row = int(policy.group_of[k]), int(policy.row_of[k])
-    temperature = float(policy.temperature[k])
-    prox = temperature if settings.prox is None else settings.prox
-
-    def logits() -> Tensor:
-        return policy.logits(k).double().reshape(target.average.shape)
-
-    old = logits()
-    wanted = prox_logits(
-        old, target.average, temperature=temperature, prox=prox, objective=settings.objective
-    )
-    fit_logits(
-        policy,
-        index,
-        torch.tensor([row]),
-        wanted.unsqueeze(0),
-        method=settings.fit_method,
-        steps=settings.fit_steps,
-        tolerance=settings.fit_tolerance,
-    )
-    return _Move(target, old, wanted, logits(), temperature, prox)
+_LEAST = 2.0**-4
+"""Share of a step below which `guard=damp` takes a block back."""
 
 
 def cyclic_sweep(
@@ -121,6 +30,7 @@ def cyclic_sweep(
     settings: Improvement,
     kappa: int | None,
     epsilon: Callable[[SoftmaxPolicy], Tensor],
+    charge: Charge | None = None,
 ) -> tuple[JointEvaluation, list[BlockRecord]]:
     """Updates every agent once, in order, each from the policy that the one before left.
 
@@ -130,6 +40,7 @@ def cyclic_sweep(
         settings: How.
         kappa: Truncation κ of the advantages; None for exact ones.
         epsilon: policy ↦ (K,) certified ε_k at this κ; asked for before every block.
+        charge: What locality costs a step; None: nothing.
 
     Returns:
         Evaluation of the final policy, and one record a block.
@@ -140,23 +51,69 @@ def cyclic_sweep(
     records = []
     for k in range(policy.n_agents):
         bound = float(epsilon(policy)[k])
-        move = _move(policy, block_target(joint, k, kappa, settings.weighting), settings)
-        after = joint.renewed(policy)
-        record = block_record(
-            joint,
-            after,
-            move.target,
-            old_logits=move.old,
-            wanted_logits=move.wanted,
-            new_logits=move.new,
-            temperature=move.temperature,
-            prox=move.prox,
-            epsilon=bound,
-        )
+        target = block_target(joint, k, kappa, settings.weighting)
+        joint, record = _guarded(joint, policy, target, settings, bound, charge)
         record.check()
         records.append(record)
-        joint = after
     return joint, records
+
+
+def _guarded(
+    joint: JointEvaluation,
+    policy: SoftmaxPolicy,
+    target: BlockTarget,
+    settings: Improvement,
+    epsilon: float,
+    charge: Charge | None,
+) -> tuple[JointEvaluation, BlockRecord]:
+    """One block, as far as the guard lets it go; the evaluation after it, and its record."""
+    k = target.agent
+    index, rows = int(policy.group_of[k]), torch.tensor([int(policy.row_of[k])])
+    network = policy.networks[index]
+    guarded = settings.guard != "none"
+    before = {name: x.clone() for name, x in network.state_dict().items()} if guarded else {}
+    law = joint.over_scope(k, joint.stationary).sum(dim=1).unsqueeze(0)
+
+    share = 1.0
+    while True:
+        gain = target.average.unsqueeze(0)
+        made = move(policy, index, rows, gain, settings, charge=charge, law=law, share=share)
+        after = joint.renewed(policy)
+        record = replace(_recorded(joint, after, target, made, epsilon), share=share)
+        if not guarded or record.guarantee >= -record.slack:
+            return after, record
+        network.load_state_dict(before)
+        share *= 0.5
+        if settings.guard == "skip" or share < _LEAST or record.guarantee == -torch.inf:
+            return joint, _taken_back(record, joint)
+
+
+def _recorded(
+    before: JointEvaluation,
+    after: JointEvaluation,
+    target: BlockTarget,
+    made: Move,
+    epsilon: float,
+) -> BlockRecord:
+    return block_record(
+        before,
+        after,
+        target,
+        old_logits=made.old[0],
+        wanted_logits=made.wanted[0],
+        aimed_logits=made.aim[0],
+        new_logits=made.new[0],
+        temperature=float(made.temperature),
+        prox=float(made.prox),
+        epsilon=epsilon,
+    )
+
+
+def _taken_back(record: BlockRecord, joint: JointEvaluation) -> BlockRecord:
+    """The record of a block that was not updated: all its terms are 0."""
+    terms = ("realised", "guarantee", "prox_gain", "truncation_error", "scope_error", "fit_error")
+    zero = dict.fromkeys((*terms, "staleness", "total_variation", "fit_kl", "share"), 0.0)
+    return replace(record, slack=2.0 * joint.width, **zero)
 
 
 def jacobi_sweep(
@@ -164,6 +121,7 @@ def jacobi_sweep(
     policy: SoftmaxPolicy,
     settings: Improvement,
     kappa: int | None,
+    charge: Charge | None = None,
 ) -> JointEvaluation:
     """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as printed).
 
@@ -172,7 +130,7 @@ def jacobi_sweep(
     Returns:
         Evaluation of the final policy.
     """
-    return coloured_sweep(joint, policy, settings, kappa, (np.arange(policy.n_agents),))
+    return coloured_sweep(joint, policy, settings, kappa, (np.arange(policy.n_agents),), charge)
 
 
 def coloured_sweep(
@@ -181,6 +139,7 @@ def coloured_sweep(
     settings: Improvement,
     kappa: int | None,
     colours: Sequence[IntArray],
+    charge: Charge | None = None,
 ) -> JointEvaluation:
     """Updates the agents of one colour together, each colour from the policy that the one before left.
 
@@ -190,14 +149,28 @@ def coloured_sweep(
         settings: How.
         kappa: Truncation κ of the advantages.
         colours: The agents of each colour.
+        charge: What locality costs a step; None: nothing.
 
     Returns:
         Evaluation of the final policy.
     """
     for agents in colours:
-        targets = [block_target(joint, int(k), kappa, settings.weighting) for k in agents]
-        for target in targets:
-            _move(policy, target, settings)
+        targets = {int(k): block_target(joint, int(k), kappa, settings.weighting) for k in agents}
+        for index, group in enumerate(policy.groups):
+            rows = np.flatnonzero(np.isin(group.agents, agents))
+            if not len(rows):
+                continue
+            members = group.agents[rows].tolist()
+            seen = [joint.over_scope(k, joint.stationary).sum(dim=1) for k in members]
+            move(
+                policy,
+                index,
+                torch.from_numpy(rows),
+                torch.stack([targets[k].average for k in members]),
+                settings,
+                charge=charge,
+                law=torch.stack(seen),
+            )
         joint = joint.renewed(policy)
     return joint
 
@@ -209,6 +182,7 @@ def chromatic_sweep(
     settings: Improvement,
     weighting: LocalWeighting = "uniform",
     states: Tensor | None = None,
+    charge: Charge | None = None,
 ) -> None:
     """Updates the agents of one colour together, with truncated advantages from their balls.
 
@@ -223,32 +197,15 @@ def chromatic_sweep(
         settings: How; order and weighting are not read.
         weighting: As in `LocalEvaluation.logits`.
         states: Likewise.
+        charge: What locality costs a step, under the uniform law; None: nothing.
     """
     tracked = local.track(policy)
     for number, selection in enumerate(colours):
         found = tracked.logits(selection, weighting=weighting, states=states)
         for index, group in enumerate(policy.groups):
             rows = torch.from_numpy(np.flatnonzero(selection.agents[group.agents]))
-            if not len(rows):
-                continue
-            temperature = policy.temperature[torch.tensor(group.agents)][rows, None, None]
-            with torch.no_grad():
-                old = policy.group_logits(index)[rows].double()
-            wanted = prox_logits(
-                old,
-                found.values[index][rows].double().reshape(old.shape),
-                temperature=temperature,
-                prox=temperature if settings.prox is None else settings.prox,
-                objective=settings.objective,
-            )
-            fit_logits(
-                policy,
-                index,
-                rows,
-                wanted,
-                method=settings.fit_method,
-                steps=settings.fit_steps,
-                tolerance=settings.fit_tolerance,
-            )
+            if len(rows):
+                gain = found.values[index][rows].reshape(len(rows), group.n_rows, -1)
+                move(policy, index, rows, gain, settings, charge=charge)
         if number + 1 < len(colours):
             tracked.moved(policy, selection.agents)

@@ -10,12 +10,13 @@ rows hold, and certifies what it left. `LocalityPenalty` prices the rows, one du
     shrink, HOWS                        how a scale is written into a policy      `shrinking`
     linear_scales, coupled_scales       weights and scales by turns               `rows`
     project, Locality                   the hard projection, and its settings     `projection`
-    LocalityPenalty, priced_laws      duals, prices and the step that pays      `penalty`
+    LocalityPenalty, priced_laws, charge   duals, prices, the step that pays    `penalty`
 """
 
 from torchloc.locality.loads import fill, largest_rows, row_loads
 from torchloc.locality.penalty import (
     LocalityPenalty,
+    charge,
     priced_laws,
     scope_prices,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "LocalityPenalty",
     "ProjectionReport",
     "centres",
+    "charge",
     "fill",
     "largest_rows",
     "largest_scales",

@@ -35,10 +35,12 @@ import torch
 from torch import Tensor
 
 from torchloc.errors import InputError
+from torchloc.improvement import Charge, log_law
 from torchloc.locality.loads import checked_weights
-from torchloc.locality.shrinking import UNSEEN, total_variations
+from torchloc.locality.shrinking import UNSEEN
 from torchloc.mdp.checks import FloatArray
 from torchloc.policy import SoftmaxPolicy
+from torchloc.sensitivity import total_variations
 
 _GRID = 9
 """Values of one α that are tried first, from 0 to 1."""
@@ -113,6 +115,36 @@ def scope_prices(
     """(G, m) float64 prices a_k w_i of the entries of Π of the agents of group `index`, in scope order."""
     group = policy.groups[index]
     return torch.tensor(prices[group.agents][:, None] * weights[group.scope])
+
+
+def charge(policy: SoftmaxPolicy, prices: FloatArray, weights: FloatArray) -> Charge:
+    """`priced_laws` on the steps of a sweep, at prices that stay while it lasts.
+
+    Args:
+        policy: The live policy.
+        prices: (K,) a of `LocalityPenalty.prices`.
+        weights: (N,) w > 0 of the loads.
+    """
+
+    def paid(
+        index: int, rows: Tensor, logits: Tensor, stiffness: Tensor, law: Tensor | None
+    ) -> Tensor:
+        asked = scope_prices(policy, prices, weights, index)[rows]
+        if not bool((asked > 0.0).any()):
+            return logits
+        group = policy.groups[index]
+        temperature = policy.temperature[torch.tensor(group.agents)[rows], None, None]
+        shape = (len(rows), *group.sizes)
+        laws, kept = priced_laws(
+            log_law(logits, temperature).reshape(*shape, -1),
+            stiffness=stiffness,
+            prices=asked,
+            law=None if law is None else law.reshape(shape),
+        )
+        moved = (kept < 1.0).any(dim=1)[:, None, None]
+        return torch.where(moved, temperature * laws.reshape(logits.shape), logits)
+
+    return paid
 
 
 def priced_laws(

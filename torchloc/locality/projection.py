@@ -82,6 +82,9 @@ class Locality:
         rung: `coupled`, `exact`, `span`, `tanh` or `paper`.
         how: `temperature`, `logits` or `centre`.
         rounds: Most choices of weights in one projection, ≥ 1.
+        price: Step of the dual ascent of `LocalityPenalty`, > 0: prox steps then pay for the loads
+            that the projections met, so that less is left for them to take. None: no prices. The
+            rows of `coupled` are not linear in Π and have none.
 
     Raises:
         InputError: A value is out of range.
@@ -91,9 +94,17 @@ class Locality:
     rung: str = "exact"
     how: How = "logits"
     rounds: int = 6
+    price: float | None = None
 
     def __post_init__(self) -> None:
         _check(self.target, self.rung, self.rounds)
+        if self.price is not None and not 0.0 < self.price < np.inf:
+            raise InputError(f"price is {self.price}; it must be finite and > 0, or null")
+        if self.price is not None and self.rung == "coupled":
+            raise InputError(
+                f"price is {self.price} with rung=coupled, whose rows are not linear in the policies; "
+                f"use price=null, or one of the rungs {', '.join(PROJECTED[1:])}"
+            )
         if self.how not in HOWS:
             raise InputError(f"how is {self.how!r}; choose {', '.join(HOWS)}")
 

@@ -17,7 +17,6 @@ little of the uniform law; or uniform. Any mean is as good for locality, only th
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal, get_args
 
 import scipy.sparse as sp
@@ -29,6 +28,7 @@ from torchloc.errors import InputError
 from torchloc.lipschitz import scope_matrix
 from torchloc.mdp.checks import FloatArray, IntArray, first
 from torchloc.policy import AgentGroup, SoftmaxPolicy, Tabular, networks, scaled_logits
+from torchloc.sensitivity import total_variations
 
 How = Literal["temperature", "logits", "centre"]
 HOWS: tuple[How, ...] = get_args(How)
@@ -208,14 +208,3 @@ def _own_offset(network: torch.nn.Module) -> Tensor:
         "how is 'centre', which needs tables, or networks whose last affine layer is each agent's own "
         "and is followed by nothing; choose logits or temperature"
     )
-
-
-def total_variations(laws: Tensor) -> Tensor:
-    """(G, *S, A) laws → (G, m) largest TV between two that differ along one axis."""
-    m = laws.ndim - 2
-    result = torch.zeros(len(laws), m, dtype=laws.dtype)
-    for i in range(m):
-        for x, y in itertools.combinations(laws.unbind(dim=i + 1), 2):
-            distance = 0.5 * (x - y).abs().sum(dim=-1)
-            result[:, i] = torch.maximum(result[:, i], distance.reshape(len(laws), -1).amax(dim=1))
-    return result.clamp(max=1.0)

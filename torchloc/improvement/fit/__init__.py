@@ -18,8 +18,8 @@ group moves all of them; a fit of some agents moves only what is theirs (their e
 other agent's policy changes.
 """
 
-from torchloc.improvement.fit.ascent import ascend_prox
+from torchloc.improvement.fit.ascent import ASCENT_STEPS, ascend_prox
 from torchloc.improvement.fit.regression import FitMethod, fit_logits
 from torchloc.improvement.fit.report import FitReport
 
-__all__ = ["FitMethod", "FitReport", "ascend_prox", "fit_logits"]
+__all__ = ["ASCENT_STEPS", "FitMethod", "FitReport", "ascend_prox", "fit_logits"]

@@ -17,6 +17,8 @@ from torchloc.improvement.fit.tangent import tangent_bytes
 from torchloc.improvement.prox import kl, log_law, prox_logits
 from torchloc.policy import SoftmaxPolicy, Tabular
 
+ASCENT_STEPS = 2000
+
 
 def ascend_prox(
     policy: SoftmaxPolicy,
@@ -28,7 +30,7 @@ def ascend_prox(
     objective: Objective,
     anchor: Tensor | None = None,
     weights: Tensor | None = None,
-    steps: int = 2000,
+    steps: int = ASCENT_STEPS,
     tolerance: float = 1e-12,
     observations: Tensor | None = None,
     rate: float = 1e-2,
