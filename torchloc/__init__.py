@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchloc.graphs import neighbourhood_scopes, parent_scopes
     from torchloc.improvement import Improvement
     from torchloc.lipschitz import LipschitzMonitor
+    from torchloc.locality import Locality
     from torchloc.mdp import FactoredMDP, KernelBatch, LocalKernel, LocalReward, RewardBatch
     from torchloc.policy import SoftmaxPolicy
     from torchloc.sensitivity import (
@@ -45,6 +46,7 @@ _MODULES = {
     "LocalEvaluation": "torchloc.evaluation.local",
     "LocalKernel": "torchloc.mdp",
     "LocalReward": "torchloc.mdp",
+    "Locality": "torchloc.locality",
     "RewardBatch": "torchloc.mdp",
     "SoftmaxPolicy": "torchloc.policy",
     "SolveError": "torchloc.errors",
@@ -75,6 +77,7 @@ __all__ = [
     "LocalEvaluation",
     "LocalKernel",
     "LocalReward",
+    "Locality",
     "RewardBatch",
     "SoftmaxPolicy",
     "SolveError",
