@@ -35,6 +35,7 @@ ROOMS = (
     "locality",
     "engine",
     "schedules",
+    "annealing",
     "checkpoint",
     "measures",
     "trainer",

@@ -64,6 +64,8 @@ MEASURED = {
     *(f"bound/{n}" for n in ("delta_hat", "tail", "tail_sum", "epsilon", "epsilon_paper")),
     *(f"lipschitz/{name}" for name in ("max", "mean", "observed_max", "bounded_agents")),
     *(f"effect/{name}" for name in ("temperature", "updates")),
+    *(f"effect/{name}_reward" for name in ("temperature", "updates")),
+    "work/ball",
     *(f"seconds/{name}" for name in ("temperature", "improvement", "certificate")),
 }
 SUMMED = ("prox_gain", "truncation_error", "scope_error", "fit_error", "staleness")

@@ -43,6 +43,7 @@ def measure(trainer: Trainer, state: TrainState) -> dict[str, float]:
         "reward/entropy": values.entropy_rate,
         "schedule/temperature": float(tau.mean()),
         "schedule/kappa": float(trainer.engine.kappa),
+        "work/ball": float(trainer.ball_work()),
     }
     numbers |= _uncertainty(trainer, values)
     horizon = 1.0 if values.discount == 1.0 else 1.0 / (1.0 - values.discount)

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from torchloc.annealing import certified_radius, reading
 from torchloc.certificate import Certificate, Environment, certify
 from torchloc.checkpoint import Snapshot
 from torchloc.engine import Evaluation, Values, build_engine
@@ -30,14 +31,16 @@ from torchloc.evaluation.planning import (
     best_deterministic_local,
     optimal_control,
 )
-from torchloc.improvement import BlockRecord, Charge, Improvement
+from torchloc.evaluation.radius import ball_sizes
+from torchloc.improvement import BlockRecord, Charge, Gains, Improvement
 from torchloc.locality import Locality, LocalityPenalty, charge
 from torchloc.mdp import FactoredMDP
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
+from torchloc.schedules import Adaptive, Certified
 
-Schedule = Callable[[float], float]
-"""Progress in [0, 1] → τ > 0."""
+Schedule = Callable[[float], float] | Adaptive
+"""Progress in [0, 1] → τ > 0, or a schedule that reads the run."""
 REFERENCE_PAIRS = 2**20
 """Joint state-action pairs up to which a run plans the optimum for comparison."""
 
@@ -53,6 +56,8 @@ class TrainState:
         iteration: Iterations done.
         records: The ledger of the last sweep, a record a block; empty but for `cyclic` sweeps of
             models that are enumerated.
+        gains: What the last sweep moved, agent by agent; None before the first.
+        temperature: τ that the schedule gave for the last iteration.
         metrics: Tag → value of the last iteration: everything that is logged.
         snapshot: What a checkpoint of the last whole iteration holds.
         optimum, local_optimum: The two optima of a small model; None where planning does not fit,
@@ -66,6 +71,8 @@ class TrainState:
     certificate: Certificate | None = None
     iteration: int = 0
     records: list[BlockRecord] = field(default_factory=list)
+    gains: Gains | None = None
+    temperature: float = 1.0
     metrics: dict[str, float] = field(default_factory=dict)
     optimum: Optimum | None = None
     local_optimum: LocalOptimum | None = None
@@ -94,7 +101,7 @@ class Trainer:
     Args:
         mdp: The model.
         policy: The initial policy; trained in place.
-        schedule: Progress in [0, 1] → τ.
+        schedule: Progress in [0, 1] → τ, or an adaptive schedule (`schedules.Certified`, `Tradeoff`).
         improvement: How blocks are updated.
         evaluation: How policies are evaluated.
         iterations: Sweeps over all agents.
@@ -140,6 +147,11 @@ class Trainer:
             raise InputError(f"iterations is {iterations}; it must be ≥ 1")
         if hold not in ("logits", "policy"):
             raise InputError(f"hold is {hold!r}; choose logits or policy")
+        if isinstance(schedule, Certified) and hold == "policy":
+            raise InputError(
+                "hold is 'policy', so τ changes no law and the schedule `certified` has nothing to choose "
+                "by; use hold=logits"
+            )
         if not mdp.n_agents:
             raise InputError("the model has no agents, so there is no policy to train")
         self.mdp = mdp
@@ -158,12 +170,15 @@ class Trainer:
             )
         self._weights = np.ones(mdp.n_coordinates)
         self.generator = torch.Generator().manual_seed(seed)
-        policy.set_temperature(schedule(0.0), hold=hold)
+        first = first_temperature(schedule)
+        policy.set_temperature(first, hold=hold)
         self.engine = build_engine(mdp, policy, self.improvement, self.evaluation, self.generator)
+        self._largest_kappa, self._work = self.engine.kappa, {}
         start = self.engine.evaluate(policy)
         if locality is not None:
             start, _ = self._kept_local(start, policy, locality)
-        self.state = TrainState(policy, start, Snapshot.take(0, policy, self.generator))
+        snapshot = Snapshot.take(0, policy, self.generator)
+        self.state = TrainState(policy, start, snapshot, temperature=first)
 
     def run(self) -> TrainState:
         """Trains to the last iteration and returns the state; callbacks see every iteration.
@@ -193,18 +208,29 @@ class Trainer:
         state, policy = self.state, self.state.policy
         clock = Stopwatch()
 
-        policy.set_temperature(self.temperature(state.iteration), hold=self.hold)
+        temperature = self.temperature(state.iteration)
+        policy.set_temperature(temperature, hold=self.hold)
         cooled = self.engine.cooled(state.values, policy)
+        self.engine.look(self._radius(state), policy)
         clock.lap("temperature")
 
-        values, records = self.engine.sweep(cooled, policy, self._epsilon, self._charge(policy))
+        values, records, gains = self.engine.sweep(
+            cooled, policy, self._epsilon, self._charge(policy)
+        )
         effects = self.engine.effects(state.values, cooled, values)
         if self.locality is not None:
             values, paid = self._kept_local(values, policy, self.locality)
             effects |= paid
         clock.lap("improvement")
 
-        done = replace(state, values=values, records=records, certificate=self.certify(policy))
+        done = replace(
+            state,
+            values=values,
+            records=records,
+            gains=gains,
+            temperature=temperature,
+            certificate=self.certify(policy),
+        )
         metrics = measure(self, done)
         clock.lap("certificate")
 
@@ -240,8 +266,30 @@ class Trainer:
         return charge(policy, prices, self._weights)
 
     def temperature(self, iteration: int) -> float:
-        """τ of an iteration, from 0."""
-        return self.schedule(iteration / max(self.iterations - 1, 1))
+        """τ of an iteration, from 0; of an adaptive schedule, of the one that comes now."""
+        if not isinstance(self.schedule, Adaptive):
+            return self.schedule(iteration / max(self.iterations - 1, 1))
+        if self.state.gains is None:
+            return first_temperature(self.schedule)
+        state, gains = self.state, self.state.gains
+        certificate = state.certificate or self.certify(state.policy)
+        return self.schedule.next(
+            reading(
+                self.environment,
+                state.policy,
+                previous=state.temperature,
+                epsilon=certificate.epsilon,
+                gains=gains,
+            )
+        )
+
+    def _radius(self, state: TrainState) -> int:
+        """κ of the sweep that comes: all that is allowed until one has moved something."""
+        if self.evaluation.kappa != "certified" or state.gains is None:
+            return self._largest_kappa
+        rung = self.certify(state.policy, rungs=("coupled",))["coupled"]
+        share = self.evaluation.kappa_share
+        return certified_radius(rung, state.gains, share=share, at_most=self._largest_kappa)
 
     def certify(self, policy: SoftmaxPolicy, **options: object) -> Certificate:
         """The certificate of a policy under this run's settings."""
@@ -254,6 +302,13 @@ class Trainer:
             environment=self.environment,
             **options,  # type: ignore[arg-type]
         )
+
+    def ball_work(self) -> int:
+        """Coordinates that the agents hear of in one sweep at the present κ, summed over agents."""
+        kappa = self.engine.kappa
+        if kappa not in self._work:
+            self._work[kappa] = int(ball_sizes(self.mdp, self.state.policy, kappa).sum())
+        return self._work[kappa]
 
     def _epsilon(self, policy: SoftmaxPolicy) -> torch.Tensor:
         """(K,) ε_k of the sharpest rung."""
@@ -287,6 +342,11 @@ class Trainer:
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, self.state)
+
+
+def first_temperature(schedule: Schedule) -> float:
+    """The temperature that a run begins with."""
+    return schedule.start if isinstance(schedule, Adaptive) else schedule(0.0)
 
 
 class Stopwatch:

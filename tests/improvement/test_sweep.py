@@ -153,7 +153,7 @@ def test_jacobi_moves_every_agent_from_the_same_baseline() -> None:
             )
         )
     settings = Improvement(order="jacobi", objective="reward", weighting="uniform")
-    after = jacobi_sweep(joint, twin, settings, 1)
+    after, _ = jacobi_sweep(joint, twin, settings, 1)
     for k, logits in enumerate(wanted):
         torch.testing.assert_close(twin.logits(k).reshape(logits.shape), logits)
     assert after.value == pytest.approx(JointEvaluation(mdp, twin).value, abs=1e-12)
@@ -187,7 +187,7 @@ def test_a_false_guarantee_stops_the_run() -> None:
         ({"prox": -1.0}, "prox is -1.0"),
         ({"prox": 0.0, "objective": "reward"}, "prox is 0.0"),
         ({"fit_steps": 0}, "fit_steps is 0"),
-        ({"fit_tolerance": 0.0}, "fit_tolerance 0.0"),
+        ({"fit_tolerance": 0.0}, "fit_tolerance is 0.0"),
     ],
 )
 def test_settings_are_checked(options: dict, message: str) -> None:

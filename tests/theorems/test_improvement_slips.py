@@ -211,7 +211,7 @@ def test_algorithm_1_as_printed_is_jacobi_and_loses_where_cyclic_gains() -> None
     policy = start()
     joint = tl.JointEvaluation(mdp, policy)
     assert joint.average_reward == pytest.approx(0.48, abs=SOLVE)
-    printed = jacobi_sweep(joint, policy, Improvement(order="jacobi", objective="reward"), None)
+    printed, _ = jacobi_sweep(joint, policy, Improvement(order="jacobi", objective="reward"), None)
     assert printed.average_reward < 1e-6
     policy = start()
     settings = Improvement(objective="reward")

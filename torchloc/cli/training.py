@@ -51,7 +51,7 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     import torch
 
     from torchloc import callbacks
-    from torchloc.trainer import Callback, Trainer, TrainState
+    from torchloc.trainer import Callback, Trainer, TrainState, first_temperature
 
     torch.set_num_threads(cfg.threads)
     text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -74,7 +74,7 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     hooks.append(callbacks.ProgressBar(enabled=logging.progress, folder=shown))
     Trainer(
         mdp,
-        build(cfg.policy)(mdp, scopes, temperature=schedule(0.0), seed=cfg.seed),
+        build(cfg.policy)(mdp, scopes, temperature=first_temperature(schedule), seed=cfg.seed),
         schedule=schedule,
         improvement=build(cfg.improvement),
         evaluation=build(cfg.evaluation),

@@ -80,22 +80,23 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class NaturalOr:
-    """A whole number ≥ 0, or one word.
+    """A whole number ≥ 0, or a word.
 
-    >>> 3 in NaturalOr("auto"), "auto" in NaturalOr("auto"), -1 in NaturalOr("auto")
+    >>> rule = NaturalOr(("auto",))
+    >>> 3 in rule, "auto" in rule, -1 in rule
     (True, True, False)
-    >>> str(NaturalOr("auto"))
+    >>> str(rule)
     'a whole number >= 0, or auto'
     """
 
-    word: str
+    words: tuple[str, ...]
 
     def __contains__(self, value: object) -> bool:
         natural = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return natural or value == self.word
+        return natural or value in self.words
 
     def __str__(self) -> str:
-        return f"a whole number >= 0, or {self.word}"
+        return f"a whole number >= 0, or {' or '.join(self.words)}"
 
 
 POSITIVE = Range(0, low_open=True)

@@ -58,10 +58,11 @@ class ExplicitScopes:
 
 @dataclass
 class TabularPolicy:
-    """One free logit for every local observation and action."""
+    """One free logit for every local observation and action, normal with deviation `scale` at first."""
 
     _target_: str = "torchloc.policy.SoftmaxPolicy.tabular"
     _partial_: bool = True
+    scale: float = setting(0.0, NONNEGATIVE)
 
 
 @dataclass
@@ -126,6 +127,39 @@ class CosineSchedule:
 
 
 @dataclass
+class StaircaseSchedule:
+    """Equal stairs from `start` to `end`, equal ratios."""
+
+    _target_: str = "torchloc.schedules.staircase"
+    _partial_: bool = True
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+    stairs: int = setting(4, Range(2))
+
+
+@dataclass
+class CertifiedSchedule:
+    """The lowest temperature that keeps ρ of a rung at most `target`, the logits held."""
+
+    _target_: str = "torchloc.schedules.Certified"
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+    rung: str = setting("coupled", Choices(("coupled", "exact", "span", "tanh", "paper")))
+    target: float = setting(0.95, POSITIVE)
+    fall: float = setting(0.75, Range(0, 1, low_open=True, high_open=True))
+
+
+@dataclass
+class TradeoffSchedule:
+    """Cools while the guaranteed gain of the last sweep is above its certified bias."""
+
+    _target_: str = "torchloc.schedules.Tradeoff"
+    start: float = setting(1.0, POSITIVE)
+    end: float = setting(0.02, POSITIVE)
+    fall: float = setting(0.75, Range(0, 1, low_open=True, high_open=True))
+
+
+@dataclass
 class Improvement:
     """KL-prox block updates; `prox` is the weight η, null means η = τ; `fit_*` for networks."""
 
@@ -150,7 +184,9 @@ class Evaluation:
 
     _target_: str = "torchloc.engine.Evaluation"
     engine: str = setting("auto", Choices(("auto", "joint", "local")))
-    kappa: int | str = setting(3, NaturalOr("auto"))
+    kappa: int | str = setting(3, NaturalOr(("auto", "certified")))
+    kappa_most: int | str = setting(3, NaturalOr(("auto",)))
+    kappa_share: float = setting(0.1, POSITIVE)
     discount: float = setting(1.0, Range(0, 1, low_open=True))
     tolerance: float = setting(1e-10, POSITIVE)
     steps: int = setting(64, Range(1))
@@ -230,6 +266,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "linear": LinearSchedule,
         "geometric": GeometricSchedule,
         "cosine": CosineSchedule,
+        "staircase": StaircaseSchedule,
+        "certified": CertifiedSchedule,
+        "tradeoff": TradeoffSchedule,
     },
     "improvement": {"cyclic": Improvement, "chromatic": Improvement, "jacobi": Improvement},
     "locality": {"keep": Locality},

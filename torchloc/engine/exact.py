@@ -13,12 +13,14 @@ from torchloc.evaluation.joint import JointEvaluation
 from torchloc.improvement import (
     BlockRecord,
     Charge,
+    Gains,
     Improvement,
     coloured_sweep,
     cyclic_sweep,
     jacobi_sweep,
 )
 from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import IntArray
 from torchloc.policy import SoftmaxPolicy
 
 
@@ -45,15 +47,20 @@ class JointEngine:
             tolerance=evaluation.tolerance,
         )
         self.kappa = evaluation.radius(mdp, policy, improvement)
-        self._colours = (
-            colour_classes(
-                first_fit(
-                    conflict_graph(mdp, policy.scopes, self.kappa, objective=improvement.objective)
-                )
-            )
-            if improvement.order == "chromatic"
-            else ()
-        )
+        self._mdp, self._scopes = mdp, policy.scopes
+        self._colours: dict[int, tuple[IntArray, ...]] = {}
+
+    def look(self, kappa: int, policy: SoftmaxPolicy) -> None:
+        """Changes κ."""
+        self.kappa = kappa
+
+    def _coloured(self) -> tuple[IntArray, ...]:
+        """The agents of each colour at the present κ."""
+        if self.kappa not in self._colours:
+            objective = self.improvement.objective
+            conflicts = conflict_graph(self._mdp, self._scopes, self.kappa, objective=objective)
+            self._colours[self.kappa] = tuple(colour_classes(first_fit(conflicts)))
+        return self._colours[self.kappa]
 
     def evaluate(self, policy: SoftmaxPolicy) -> JointEvaluation:
         """The exact evaluation of a policy, computed where it is read."""
@@ -64,10 +71,12 @@ class JointEngine:
         return self.evaluate(policy)
 
     def effects(self, before: Values, cooled: Values, after: Values) -> dict[str, float]:
-        """What the change of τ did to the objective, and what the updates did."""
+        """What the change of τ did, the logits held, and what the updates did: to the objective, and to r̄."""
         return {
             "effect/temperature": cooled.value - before.value,
             "effect/updates": after.value - cooled.value,
+            "effect/temperature_reward": cooled.reward_rate - before.reward_rate,
+            "effect/updates_reward": after.reward_rate - cooled.reward_rate,
         }
 
     def sweep(
@@ -76,11 +85,12 @@ class JointEngine:
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
         charge: Charge | None = None,
-    ) -> tuple[JointEvaluation, list[BlockRecord]]:
+    ) -> tuple[JointEvaluation, list[BlockRecord], Gains]:
         """Every agent once, from the policy that `values` evaluates; changes the policy in place.
 
         Returns:
-            The evaluation after it, and the ledger of every block where the order has one.
+            The evaluation after it, the ledger of every block where the order has one, and what each agent
+            gained.
 
         Raises:
             SolveError: A solve failed, or a guarantee was above the gain it bounds.
@@ -88,8 +98,14 @@ class JointEngine:
         if not isinstance(values, JointEvaluation):
             raise TypeError("a joint engine sweeps from its own evaluations")
         if self.improvement.order == "cyclic":
-            return cyclic_sweep(values, policy, self.improvement, self.kappa, epsilon, charge)
+            after, records = cyclic_sweep(
+                values, policy, self.improvement, self.kappa, epsilon, charge
+            )
+            return after, records, Gains.of(records)
         if self.improvement.order == "jacobi":
-            return jacobi_sweep(values, policy, self.improvement, self.kappa, charge), []
-        after = coloured_sweep(values, policy, self.improvement, self.kappa, self._colours, charge)
-        return after, []
+            after, gains = jacobi_sweep(values, policy, self.improvement, self.kappa, charge)
+        else:
+            after, gains = coloured_sweep(
+                values, policy, self.improvement, self.kappa, self._coloured(), charge
+            )
+        return after, [], gains

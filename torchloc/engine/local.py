@@ -12,10 +12,11 @@ from torchloc.engine.settings import DTYPES, Evaluation
 from torchloc.engine.values import SimulatedValues, Values
 from torchloc.errors import InputError
 from torchloc.evaluation.local import SAMPLES, LocalEvaluation
+from torchloc.evaluation.problem import Selection
 from torchloc.evaluation.rollout import Rollout, simulate
 from torchloc.evaluation.simulator import Simulator
 from torchloc.evaluation.weighting import Weighting
-from torchloc.improvement import BlockRecord, Charge, Improvement, chromatic_sweep
+from torchloc.improvement import BlockRecord, Charge, Gains, Improvement, chromatic_sweep
 from torchloc.mdp import FactoredMDP
 from torchloc.policy import SoftmaxPolicy
 
@@ -31,7 +32,6 @@ class LocalEngine:
 
     Attributes:
         kappa: κ.
-        colours: Agents that move together, a selection a colour.
     """
 
     def __init__(
@@ -55,24 +55,40 @@ class LocalEngine:
         if device.type != generator.device.type:
             self.generator = torch.Generator(device).manual_seed(generator.initial_seed())
         self.kappa = evaluation.radius(mdp, policy, improvement)
-        self._local = LocalEvaluation(
-            mdp,
-            policy,
-            self.kappa,
-            objective=improvement.objective,
-            discount=evaluation.discount,
-            ball_bytes=evaluation.ball_bytes,
-            dtype=DTYPES[evaluation.dtype],
-            device=evaluation.device,
-        )
-        if improvement.order == "jacobi":
-            self.colours = (self._local.select(),)
-        else:
-            conflicts = conflict_graph(
-                mdp, policy.scopes, self.kappa, objective=improvement.objective
-            )
-            self.colours = tuple(map(self._local.select, colour_classes(first_fit(conflicts))))
+        self._plans: dict[int, tuple[LocalEvaluation, tuple[Selection, ...]]] = {}
+        self.look(self.kappa, policy)
         self._simulator = Simulator(mdp, policy, device=evaluation.device)
+
+    def look(self, kappa: int, policy: SoftmaxPolicy) -> None:
+        """Changes κ; the plan of its balls is made once.
+
+        Raises:
+            BudgetError: A ball is too large.
+        """
+        self.kappa = kappa
+        if kappa in self._plans:
+            return
+        local = LocalEvaluation(
+            self.mdp,
+            policy,
+            kappa,
+            objective=self.improvement.objective,
+            discount=self.evaluation.discount,
+            ball_bytes=self.evaluation.ball_bytes,
+            dtype=DTYPES[self.evaluation.dtype],
+            device=self.evaluation.device,
+        )
+        colours = (local.select(),)
+        if self.improvement.order != "jacobi":
+            objective = self.improvement.objective
+            conflicts = conflict_graph(self.mdp, policy.scopes, kappa, objective=objective)
+            colours = tuple(map(local.select, colour_classes(first_fit(conflicts))))
+        self._plans[kappa] = local, colours
+
+    @property
+    def colours(self) -> tuple[Selection, ...]:
+        """Agents that move together at the present κ, a selection a colour."""
+        return self._plans[self.kappa][1]
 
     def evaluate(self, policy: SoftmaxPolicy) -> SimulatedValues:
         """What a policy earns, simulated from the initial law with the run's own random numbers."""
@@ -100,17 +116,17 @@ class LocalEngine:
         policy: SoftmaxPolicy,
         epsilon: Callable[[SoftmaxPolicy], Tensor],
         charge: Charge | None = None,
-    ) -> tuple[SimulatedValues, list[BlockRecord]]:
+    ) -> tuple[SimulatedValues, list[BlockRecord], Gains]:
         """Every agent once, colour by colour; changes the policy in place.
 
         Returns:
-            The evaluation after it. No ledger: its expectations are not enumerable here.
+            The evaluation after it, no ledger, as its expectations are not enumerable here, and estimates
+            of what each agent gained.
         """
         weighting, states = self._weighting(policy)
-        chromatic_sweep(
-            self._local, self.colours, policy, self.improvement, weighting, states, charge
-        )
-        return self.evaluate(policy), []
+        local, colours = self._plans[self.kappa]
+        gains = chromatic_sweep(local, colours, policy, self.improvement, weighting, states, charge)
+        return self.evaluate(policy), [], gains
 
     def _weighting(self, policy: SoftmaxPolicy) -> tuple[Weighting, Tensor | None]:
         """How unseen coordinates are averaged during a sweep; simulated laws are frozen in it."""

@@ -23,7 +23,11 @@ class Evaluation:
     Attributes:
         engine: `joint` enumerates the joint states; `local` computes advantages on balls and
             simulates rewards; `auto` enumerates where it can.
-        kappa: Truncation radius κ ≥ 0 of the advantages; `auto` takes the largest whose balls fit.
+        kappa: Truncation radius κ ≥ 0 of the advantages; `auto` takes the largest whose balls fit,
+            `certified` before every sweep the smallest whose certified bias is a small share of what the
+            last sweep gained.
+        kappa_most: Largest κ of `certified`; `auto`: the largest whose balls fit.
+        kappa_share: That share, > 0.
         discount: γ in (0, 1]; 1 is the average reward.
         tolerance: Largest Odoni width of an exact solve, in units of max(1, max |r|) (joint).
         steps: Simulated steps a replica that are kept (local).
@@ -38,7 +42,9 @@ class Evaluation:
     """
 
     engine: Literal["auto", "joint", "local"] = "auto"
-    kappa: int | Literal["auto"] = 3
+    kappa: int | Literal["auto", "certified"] = 3
+    kappa_most: int | Literal["auto"] = 3
+    kappa_share: float = 0.1
     discount: float = 1.0
     tolerance: float = 1e-10
     steps: int = 64
@@ -51,10 +57,16 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.engine not in ("auto", "joint", "local"):
             raise InputError(f"engine is {self.engine!r}; choose auto, joint or local")
-        if self.kappa != "auto" and (
-            isinstance(self.kappa, str) or self.kappa != int(self.kappa) or self.kappa < 0
+        for field, value, words in (
+            ("kappa", self.kappa, ("auto", "certified")),
+            ("kappa_most", self.kappa_most, ("auto",)),
         ):
-            raise InputError(f"kappa is {self.kappa!r}; it must be a whole number ≥ 0, or auto")
+            if value not in words and (isinstance(value, str) or value != int(value) or value < 0):
+                raise InputError(
+                    f"{field} is {value!r}; it must be a whole number ≥ 0, or {' or '.join(words)}"
+                )
+        if not self.kappa_share > 0.0:
+            raise InputError(f"kappa_share is {self.kappa_share}; it must be > 0")
         if not 0.0 < self.discount <= 1.0:
             raise InputError(f"discount is {self.discount}; it must lie in (0, 1]")
         if not self.tolerance > 0.0:
@@ -69,13 +81,14 @@ class Evaluation:
             raise InputError(f"dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}")
 
     def radius(self, mdp: FactoredMDP, policy: SoftmaxPolicy, improvement: Improvement) -> int:
-        """κ, with `auto` resolved.
+        """κ, with `auto` resolved; of `certified` the largest.
 
         Raises:
             BudgetError: Not even κ = 0 fits.
         """
-        if self.kappa == "auto":
+        kappa = self.kappa_most if self.kappa == "certified" else self.kappa
+        if kappa == "auto":
             return largest_kappa(
                 mdp, policy, objective=improvement.objective, ball_bytes=self.ball_bytes
             )
-        return int(self.kappa)
+        return int(kappa)

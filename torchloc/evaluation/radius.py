@@ -10,6 +10,7 @@ from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from torchloc.alike import at_rows
@@ -166,6 +167,25 @@ def coordinates_that_reach(
         reached = direct | reached | (parents @ reached) | (acts @ (sees @ reached))
         reached = reached.astype(np.bool_)
     return reached
+
+
+def ball_sizes(mdp: FactoredMDP, policy: SoftmaxPolicy, kappa: int) -> IntArray:
+    """(K,) how many coordinates an agent's action can move within κ + 1 steps: what it must hear of.
+
+    Those it acts on, what these reach through state parents, and what agents reach that see them, κ times.
+    """
+    acts = sp.csr_array(action_matrix(mdp), dtype=np.int8)
+    parents = sp.csr_array(dependency_matrix(mdp), dtype=np.int8)
+    sees = sp.csr_array(policy.scopes.matrix(mdp.n_coordinates), dtype=np.int8)
+    step = sp.csr_array(parents + acts @ sees)
+    reached = acts
+    for _ in range(kappa):
+        before = reached.nnz
+        step.data[:], reached.data[:] = 1, 1
+        reached = sp.csr_array(reached + step @ reached)
+        if reached.nnz == before:
+            break
+    return np.bincount(reached.indices, minlength=mdp.n_agents)
 
 
 def largest_that_fits(

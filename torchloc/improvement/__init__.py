@@ -2,7 +2,7 @@
 
 from torchloc.improvement.fit import FitReport, ascend_prox, fit_logits
 from torchloc.improvement.ledger import BlockRecord, block_record
-from torchloc.improvement.moves import Charge, move
+from torchloc.improvement.moves import Charge, Gains, move
 from torchloc.improvement.prox import BlockTarget, block_target, log_law, prox_logits
 from torchloc.improvement.settings import Improvement
 from torchloc.improvement.sweep import (
@@ -17,6 +17,7 @@ __all__ = [
     "BlockTarget",
     "Charge",
     "FitReport",
+    "Gains",
     "Improvement",
     "ascend_prox",
     "block_record",

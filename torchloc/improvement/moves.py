@@ -5,14 +5,16 @@ Axis letters: B agents, R scope states, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from torchloc.evaluation.joint import Objective
 from torchloc.improvement.fit import ASCENT_STEPS, ascend_prox, fit_logits
-from torchloc.improvement.prox import prox_logits
+from torchloc.improvement.ledger import BlockRecord
+from torchloc.improvement.prox import kl, log_law, prox_logits
 from torchloc.improvement.settings import Improvement
 from torchloc.policy import SoftmaxPolicy
 from torchloc.shapes import Float
@@ -45,6 +47,59 @@ class Move:
     new: Float[Tensor, "B R A"]
     temperature: Tensor
     prox: Tensor
+
+    def worth(
+        self, objective: Objective, law: Float[Tensor, "B R"] | None
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Prox gain and total variation of each agent, expected under a law of what it sees (None: uniform).
+
+        The first is η KL(μ‖π) + (η + τ') KL(π‖μ), what an exact prox step gains but for its errors.
+        """
+        old, new = log_law(self.old, self.temperature), log_law(self.new, self.temperature)
+        eta = self.prox[..., 0]
+        price = eta + (self.temperature[..., 0] if objective == "entropy" else 0.0)
+        gain = eta * kl(new, old) + price * kl(old, new)
+        tv = 0.5 * (new.exp() - old.exp()).abs().sum(dim=-1)
+        if law is None:
+            return gain.mean(dim=1), tv.mean(dim=1)
+        return (law * gain).sum(dim=1), (law * tv).sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """What a sweep moved, agent by agent: certified where there is a ledger, estimated elsewhere.
+
+    Attributes:
+        prox_gain: (K,) expected η KL(μ‖π) + (η + τ') KL(π‖μ).
+        total_variation: (K,) expected TV(μ_k, π_k).
+    """
+
+    prox_gain: Float[Tensor, " K"]
+    total_variation: Float[Tensor, " K"]
+
+    @classmethod
+    def none(cls, n_agents: int) -> Gains:
+        """Nothing has moved yet."""
+        return cls(*(torch.zeros(n_agents, dtype=torch.float64) for _ in range(2)))
+
+    @classmethod
+    def of(cls, records: Sequence[BlockRecord]) -> Gains:
+        """Those of a ledger, a record an agent."""
+        ordered = sorted(records, key=lambda record: record.agent)
+        names = ("prox_gain", "total_variation")
+        return cls(*(torch.tensor([getattr(r, name) for r in ordered]).double() for name in names))
+
+    def book(
+        self,
+        agents: Tensor,
+        made: Move,
+        objective: Objective,
+        law: Float[Tensor, "B R"] | None = None,
+    ) -> None:
+        """Adds what some agents moved."""
+        gain, tv = made.worth(objective, law)
+        self.prox_gain[agents] += gain
+        self.total_variation[agents] += tv
 
 
 def move(

@@ -14,7 +14,7 @@ from torchloc.evaluation.local import LocalEvaluation
 from torchloc.evaluation.problem import Selection
 from torchloc.evaluation.weighting import Weighting as LocalWeighting
 from torchloc.improvement.ledger import BlockRecord, block_record
-from torchloc.improvement.moves import Charge, Move, move
+from torchloc.improvement.moves import Charge, Gains, Move, move
 from torchloc.improvement.prox import BlockTarget, block_target
 from torchloc.improvement.settings import Improvement
 from torchloc.mdp.checks import IntArray
@@ -122,13 +122,13 @@ def jacobi_sweep(
     settings: Improvement,
     kappa: int | None,
     charge: Charge | None = None,
-) -> JointEvaluation:
+) -> tuple[JointEvaluation, Gains]:
     """Updates every agent once, all from the baseline that `joint` evaluates (Algorithm 1 as printed).
 
     No guarantee holds for the joint move; compare `value` before and after.
 
     Returns:
-        Evaluation of the final policy.
+        Evaluation of the final policy, and estimates of what each agent gained.
     """
     return coloured_sweep(joint, policy, settings, kappa, (np.arange(policy.n_agents),), charge)
 
@@ -140,7 +140,7 @@ def coloured_sweep(
     kappa: int | None,
     colours: Sequence[IntArray],
     charge: Charge | None = None,
-) -> JointEvaluation:
+) -> tuple[JointEvaluation, Gains]:
     """Updates the agents of one colour together, each colour from the policy that the one before left.
 
     Args:
@@ -152,8 +152,10 @@ def coloured_sweep(
         charge: What locality costs a step; None: nothing.
 
     Returns:
-        Evaluation of the final policy.
+        Evaluation of the final policy, and estimates of what each agent gained, under the law of the
+        baseline of its colour.
     """
+    gains = Gains.none(policy.n_agents)
     for agents in colours:
         targets = {int(k): block_target(joint, int(k), kappa, settings.weighting) for k in agents}
         for index, group in enumerate(policy.groups):
@@ -162,17 +164,19 @@ def coloured_sweep(
                 continue
             members = group.agents[rows].tolist()
             seen = [joint.over_scope(k, joint.stationary).sum(dim=1) for k in members]
-            move(
+            law = torch.stack(seen)
+            made = move(
                 policy,
                 index,
                 torch.from_numpy(rows),
                 torch.stack([targets[k].average for k in members]),
                 settings,
                 charge=charge,
-                law=torch.stack(seen),
+                law=law,
             )
+            gains.book(torch.tensor(members), made, settings.objective, law)
         joint = joint.renewed(policy)
-    return joint
+    return joint, gains
 
 
 def chromatic_sweep(
@@ -183,7 +187,7 @@ def chromatic_sweep(
     weighting: LocalWeighting = "uniform",
     states: Tensor | None = None,
     charge: Charge | None = None,
-) -> None:
+) -> Gains:
     """Updates the agents of one colour together, with truncated advantages from their balls.
 
     Where no two agents of a colour conflict (`colouring.conflict_graph`) the iterates are those of
@@ -198,7 +202,11 @@ def chromatic_sweep(
         weighting: As in `LocalEvaluation.logits`.
         states: Likewise.
         charge: What locality costs a step, under the uniform law; None: nothing.
+
+    Returns:
+        Estimates of what each agent gained: means over all scope states alike.
     """
+    gains = Gains.none(policy.n_agents)
     tracked = local.track(policy)
     for number, selection in enumerate(colours):
         found = tracked.logits(selection, weighting=weighting, states=states)
@@ -206,6 +214,8 @@ def chromatic_sweep(
             rows = torch.from_numpy(np.flatnonzero(selection.agents[group.agents]))
             if len(rows):
                 gain = found.values[index][rows].reshape(len(rows), group.n_rows, -1)
-                move(policy, index, rows, gain, settings, charge=charge)
+                made = move(policy, index, rows, gain, settings, charge=charge)
+                gains.book(torch.tensor(group.agents)[rows], made, settings.objective)
         if number + 1 < len(colours):
             tracked.moved(policy, selection.agents)
+    return gains
