@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from functools import partial
 
@@ -152,7 +153,7 @@ def test_a_certified_run_keeps_its_rung_whenever_it_takes_a_temperature(rung: st
     assert max(watch.held) <= 0.8
     taus = [m["schedule/temperature"] for m in recorder.metrics]
     assert taus[0] == 2.0
-    assert all(b >= max(0.02, 0.6 * a) * (1 - 1e-12) for a, b in zip(taus, taus[1:], strict=False))
+    assert all(b >= max(0.02, 0.6 * a) * (1 - 1e-12) for a, b in itertools.pairwise(taus))
     if rung in ("span", "tanh", "paper"):
         # It would have cooled further had it been allowed: the rung is what stopped it.
         assert taus[-1] > 2.0 * 0.6**9
