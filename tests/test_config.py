@@ -28,7 +28,7 @@ def composed(group: str, choice: str, *more: str) -> Any:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_keeps_its_schema(group: str, choice: str) -> None:
     cfg = composed(group, choice)
-    if group == "experiment":
+    if group in ("experiment", "launcher", "problem"):
         return
     assert OmegaConf.get_type(cfg[group]) is SCHEMAS[group][choice]
 
@@ -42,7 +42,7 @@ def test_a_file_shows_every_setting_of_its_schema(group: str, choice: str) -> No
 
 def test_every_schema_has_its_file() -> None:
     named = {(group, choice) for group, schemas in SCHEMAS.items() for choice in schemas}
-    assert named == {pair for pair in CHOICES if pair[0] != "experiment"}
+    assert named == {pair for pair in CHOICES if pair[0] in SCHEMAS}
 
 
 @pytest.mark.parametrize(("group", "choice"), [p for p in CHOICES if p[0] in SCHEMAS])
@@ -185,7 +185,7 @@ def test_a_folder_of_the_user_adds_choices(tmp_path: Path) -> None:
 
 
 def test_help_for_groups_leaves_out_schemas() -> None:
-    assert set(config.groups()) == {*SCHEMAS, "experiment"}
+    assert set(config.groups()) == {*SCHEMAS, "experiment", "launcher", "problem"}
 
 
 def test_ranges() -> None:

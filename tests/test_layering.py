@@ -47,7 +47,17 @@ ROOMS = (
     "config",
     "cli",
 )
-TORCH_FREE = ("torchloc", "cli", "config", "errors", "mdp", "graphs", "environments", "schedules")
+TORCH_FREE = (
+    "torchloc",
+    "cli",
+    "config",
+    "errors",
+    "mdp",
+    "graphs",
+    "environments",
+    "schedules",
+    "study",
+)
 ONLY_IN = {
     "hydra": {"config", "cli"},
     "omegaconf": {"config", "cli"},

@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_package_and_every_configuration_file(built: Path) -
     } <= names
     sources = [path for path in (ROOT / "torchloc").rglob("*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
-    assert "torchloc/py.typed" in names
+    assert {"torchloc/py.typed", "torchloc/study/report.html.j2"} <= names
     assert {name.split("/")[0] for name in names} == {
         "torchloc",
         f"torchloc-{torchloc.__version__}.dist-info",

@@ -6,7 +6,7 @@ import sys
 
 from torchloc import cli
 
-COMMANDS = {"certify": cli.certify, "train": cli.train}
+COMMANDS = {"certify": cli.certify, "compare": cli.compare, "train": cli.train}
 
 
 def main() -> None:

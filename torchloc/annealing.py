@@ -33,6 +33,7 @@ def reading(
     previous: float,
     epsilon: FloatArray,
     gains: Gains,
+    averaged: bool = False,
 ) -> Reading:
     """What an adaptive schedule may read between two iterations.
 
@@ -42,6 +43,7 @@ def reading(
         previous: τ of the iteration before.
         epsilon: (K,) ε_k certified for it.
         gains: Of its sweep.
+        averaged: Asynchronous dynamics: `coupled` is C^π.
     """
 
     @cache
@@ -52,7 +54,8 @@ def reading(
     def rho(rung: str, temperature: float) -> float:
         copied, spreads = trial()
         copied.set_temperature(temperature)
-        return spectral_radius(Ladder(environment, copied, spreads=spreads).matrix(rung)).upper
+        ladder = Ladder(environment, copied, averaged=averaged, spreads=spreads)
+        return spectral_radius(ladder.matrix(rung)).upper
 
     gain = float(gains.prox_gain.sum())
     return Reading(previous, rho, gain, truncation_bias(epsilon, gains))

@@ -35,6 +35,7 @@ from torchloc.evaluation.radius import ball_sizes
 from torchloc.improvement import BlockRecord, Charge, Gains, Improvement
 from torchloc.locality import Locality, LocalityPenalty, charge
 from torchloc.mdp import FactoredMDP
+from torchloc.mdp.dynamics import Dynamics
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
 from torchloc.schedules import Adaptive, Certified
@@ -107,6 +108,8 @@ class Trainer:
         iterations: Sweeps over all agents.
         hold: What stays when τ moves: `logits` (the policy changes) or `policy` (logits are
             rescaled).
+        dynamics: `synchronous`, or `asynchronous`: one coordinate, uniformly drawn, moves per step (paper,
+            B.6); on the joint engine.
         locality: Keeps a rung under a target: the policy is projected at the start and after every
             sweep, before it is certified, and with a `price` the steps of a sweep pay for what the
             projections met; None leaves it free.
@@ -139,6 +142,7 @@ class Trainer:
         evaluation: Evaluation | None = None,
         iterations: int = 16,
         hold: Literal["logits", "policy"] = "logits",
+        dynamics: Dynamics = "synchronous",
         locality: Locality | None = None,
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
@@ -172,7 +176,10 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         first = first_temperature(schedule)
         policy.set_temperature(first, hold=hold)
-        self.engine = build_engine(mdp, policy, self.improvement, self.evaluation, self.generator)
+        self.dynamics: Dynamics = dynamics
+        self.engine = build_engine(
+            mdp, policy, self.improvement, self.evaluation, self.generator, dynamics
+        )
         self._largest_kappa, self._work = self.engine.kappa, {}
         start = self.engine.evaluate(policy)
         if locality is not None:
@@ -280,6 +287,7 @@ class Trainer:
                 previous=state.temperature,
                 epsilon=certificate.epsilon,
                 gains=gains,
+                averaged=self.dynamics == "asynchronous",
             )
         )
 
@@ -298,6 +306,7 @@ class Trainer:
             policy,
             self.engine.kappa,
             self.evaluation.discount,
+            self.dynamics,
             objective=self.improvement.objective,
             environment=self.environment,
             **options,  # type: ignore[arg-type]
@@ -322,14 +331,16 @@ class Trainer:
         # A policy can have an average reward where the best one depends on the start: the run goes
         # on without that reference, and its closing table says why.
         try:
-            optimum = optimal_control(self.mdp, discount=discount)
+            optimum = optimal_control(self.mdp, discount=discount, dynamics=self.dynamics)
             self.state = replace(self.state, optimum=optimum)
         except SolveError as error:
             self._miss("no joint optimum", error)
         if discount < 1.0:
             return
         try:
-            best = best_deterministic_local(self.mdp, self.state.policy.scopes)
+            best = best_deterministic_local(
+                self.mdp, self.state.policy.scopes, dynamics=self.dynamics
+            )
             self.state = replace(self.state, local_optimum=best)
         except BudgetError:
             return  # too many policies to enumerate, as on all but the smallest scopes

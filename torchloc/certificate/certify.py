@@ -17,12 +17,11 @@ from torchloc.certificate.rung import RungCertificate
 from torchloc.errors import InputError
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import FloatArray
+from torchloc.mdp.dynamics import Dynamics, move_rates
 from torchloc.policy import SoftmaxPolicy
 from torchloc.policy.groups import ROW_BUDGET
 from torchloc.sensitivity import RUNGS
 from torchloc.spectral import SpectralBound
-
-Dynamics = Literal["synchronous", "asynchronous"]
 
 
 class Certificate(Mapping[str, RungCertificate]):
@@ -122,7 +121,7 @@ def certify(
     """
     policy.check(mdp)
     _check(kappa, discount, dynamics, objective, rungs, steps)
-    moves = _site_law(mdp, dynamics, site_law)
+    moves = move_rates(mdp.n_coordinates, dynamics, site_law)
     environment = environment or Environment(mdp)
     if environment.mdp is not mdp:
         raise InputError(
@@ -180,8 +179,6 @@ def _check(
             raise InputError(f"{field} is {value}; it must be a whole number ≥ {least}")
     if not 0.0 < discount <= 1.0:
         raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
-    if dynamics not in ("synchronous", "asynchronous"):
-        raise InputError(f"dynamics is {dynamics!r}; choose synchronous or asynchronous")
     if objective not in ("reward", "entropy"):
         raise InputError(f"objective is {objective!r}; choose reward or entropy")
     for rung in rungs:
@@ -193,23 +190,6 @@ def _check(
         )
     if not rungs:
         raise InputError(f"rungs is empty; choose from {', '.join(RUNGS)}")
-
-
-def _site_law(mdp: FactoredMDP, dynamics: str, site_law: ArrayLike | None) -> FloatArray:
-    n = mdp.n_coordinates
-    if dynamics == "synchronous":
-        if site_law is not None:
-            raise InputError("site_law is given, but dynamics is synchronous; drop one of them")
-        return np.ones(n)
-    if site_law is None:
-        return np.full(n, 1.0 / n)
-    law = np.asarray(site_law, dtype=np.float64)
-    if law.shape != (n,) or not (law >= 0).all() or not abs(law.sum() - 1.0) <= 1e-9:
-        raise InputError(
-            f"site_law has shape {law.shape} and sum {law.sum():.6g}; it must be a law on the "
-            f"{n} coordinates"
-        )
-    return law
 
 
 def _discounted(matrix: sp.csr_array, factor: float) -> sp.csr_array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from torchloc.cli import certifying, training
+from torchloc.cli import certifying, comparing, training
 from torchloc.cli.outcome import (
     BAD_INPUT,
     DONE,
@@ -28,6 +28,7 @@ __all__ = [
     "UNCERTIFIED",
     "Terminated",
     "certify",
+    "compare",
     "train",
 ]
 
@@ -49,3 +50,12 @@ def certify() -> None:
         return DONE if certifying.run() else UNCERTIFIED
 
     sys.exit(exit_code("torchloc-certify", body))
+
+
+def compare() -> None:
+    """The console command `torchloc-compare`."""
+
+    def body() -> int:
+        return DONE if comparing.run() else FAILED
+
+    sys.exit(exit_code("torchloc-compare", body))

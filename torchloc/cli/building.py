@@ -11,8 +11,11 @@ from omegaconf import DictConfig
 from torchloc.errors import InputError, SolveError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
+    from torchloc.trainer import Callback, Trainer
 
 
 def build_model(cfg: DictConfig) -> tuple[FactoredMDP, Scopes]:
@@ -23,6 +26,43 @@ def build_model(cfg: DictConfig) -> tuple[FactoredMDP, Scopes]:
     """
     mdp = build(cfg.env)
     return mdp, build(cfg.scopes)(mdp)
+
+
+def build_trainer(
+    cfg: DictConfig,
+    mdp: FactoredMDP,
+    scopes: Scopes,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """The run that a configuration describes, before its first iteration.
+
+    Args:
+        cfg: The configuration.
+        mdp: Its model.
+        scopes: What the agents see.
+        callbacks: Told what happens, in this order.
+
+    Raises:
+        InputError: Some part cannot be built, or parts do not go together.
+    """
+    # Late, because it imports torch.
+    from torchloc.trainer import Trainer, first_temperature
+
+    schedule = build(cfg.schedule)
+    temperature = first_temperature(schedule)
+    return Trainer(
+        mdp,
+        build(cfg.policy)(mdp, scopes, temperature=temperature, seed=cfg.seed),
+        schedule=schedule,
+        improvement=build(cfg.improvement),
+        evaluation=build(cfg.evaluation),
+        iterations=cfg.trainer.iterations,
+        hold=cfg.trainer.hold,
+        dynamics=cfg.get("dynamics", "synchronous"),
+        locality=None if cfg.get("locality") is None else build(cfg.locality),
+        callbacks=callbacks,
+        seed=cfg.seed,
+    )
 
 
 def build(node: Any) -> Any:

@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc import config
-from torchloc.cli.building import build, build_model
+from torchloc.cli import sweeping
+from torchloc.cli.building import build_model, build_trainer
 from torchloc.cli.outcome import heed, refuse
 from torchloc.errors import InputError, SolveError
 
@@ -45,13 +46,12 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     if job.mode == RunMode.MULTIRUN:
         print(f"job {job.job.num}: {' '.join(job.overrides.task)}")
     mdp, scopes = build_model(cfg) if model is None else model
-    schedule = build(cfg.schedule)
 
     # Late, because it is slow.
     import torch
 
     from torchloc import callbacks
-    from torchloc.trainer import Callback, Trainer, TrainState, first_temperature
+    from torchloc.trainer import Callback, Trainer, TrainState
 
     torch.set_num_threads(cfg.threads)
     text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -71,19 +71,10 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
 
     hooks.append(Heed())
     shown = folder if logging.tensorboard else None
-    hooks.append(callbacks.ProgressBar(enabled=logging.progress, folder=shown))
-    Trainer(
-        mdp,
-        build(cfg.policy)(mdp, scopes, temperature=first_temperature(schedule), seed=cfg.seed),
-        schedule=schedule,
-        improvement=build(cfg.improvement),
-        evaluation=build(cfg.evaluation),
-        iterations=cfg.trainer.iterations,
-        hold=cfg.trainer.hold,
-        locality=None if cfg.locality is None else build(cfg.locality),
-        callbacks=hooks,
-        seed=cfg.seed,
-    ).run()
+    # Bars of several jobs at once would draw over each other.
+    alone = job.mode != RunMode.MULTIRUN or not sweeping.parallel(job.launcher)
+    hooks.append(callbacks.ProgressBar(enabled=logging.progress and alone, folder=shown))
+    build_trainer(cfg, mdp, scopes, hooks).run()
 
 
 def run() -> None:
@@ -104,43 +95,57 @@ def run() -> None:
     if args.help:
         print(_help(args))
         return
-    model = None if _only_shows_something(args) else _model_in_advance(args)
+    jobs: list[DictConfig] = []
+    model = None
+    if not _only_shows_something(args):
+        jobs = _jobs_in_advance(args)
+        model = None if _sweeps(args) or args.cfg else build_model(jobs[0])
     refused: list[Exception] = []
-    sweeps: dict[str, None] = {}
 
     def task(cfg: DictConfig) -> None:
         job = HydraConfig.get()
-        if job.mode == RunMode.MULTIRUN:
-            sweeps[str(Path(job.sweep.dir).resolve())] = None
+        folder, swept = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
         try:
-            run_job(cfg, model)
+            sweeping.record(folder, lambda: run_job(cfg, model), swallow=swept)
         except (InputError, SolveError) as error:
-            if job.mode == RunMode.MULTIRUN:
-                raise
             # Hydra would print a line of its own before it raises.
             refused.append(error)
 
+    sweeping.start(jobs if _sweeps(args) else [])
     # With full errors Hydra raises to the outermost function in place of printing and exiting.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(version_base="1.3", config_path=str(config.home()), config_name=config.CONFIG_NAME)(
-        task
-    )()
+    try:
+        hydra.main(
+            version_base="1.3", config_path=str(config.home()), config_name=config.CONFIG_NAME
+        )(task)()
+    except KeyboardInterrupt:
+        if _sweeps(args):
+            sweeping.stop()
+        raise
+    except Exception:
+        sweeping.report("torchloc-train", jobs)
+        raise
     if refused:
         raise refused[0]
-    for folder in sweeps:
-        print(f"all jobs: tensorboard --logdir {shlex.quote(folder)}")
+    folders, failed = sweeping.report("torchloc-train", jobs)
+    for folder in folders:
+        print(f"all jobs: tensorboard --logdir {shlex.quote(str(folder))}")
+    if failed:
+        raise SolveError(f"{failed} of {len(jobs) or 'the'} jobs failed")
 
 
-def _model_in_advance(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes] | None:
-    """Refuses bad input while there is no run folder yet; the model of a single run is kept."""
-    sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    jobs = config.compose_jobs(
+def _sweeps(args: argparse.Namespace) -> bool:
+    return bool(args.multirun or "hydra.mode=MULTIRUN" in args.overrides)
+
+
+def _jobs_in_advance(args: argparse.Namespace) -> list[DictConfig]:
+    """Refuses bad input while there is no run folder yet."""
+    return config.compose_jobs(
         args.overrides,
-        sweep=sweep,
+        sweep=_sweeps(args),
         config_name=args.config_name or config.CONFIG_NAME,
         **_search(args),
     )
-    return None if sweep or args.cfg else build_model(jobs[0])
 
 
 def _help(args: argparse.Namespace) -> str:

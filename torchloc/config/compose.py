@@ -21,6 +21,8 @@ from torchloc.config import ranges, schemas
 from torchloc.errors import InputError
 
 CONFIG_NAME = "config"
+EXTRAS = {"joblib": "sweep", "submitit_local": "cluster", "submitit_slurm": "cluster"}
+"""Launchers that are installed apart, and with which extra."""
 
 
 def home() -> Path:
@@ -80,7 +82,7 @@ def compose_jobs(
     over intervals) give no job here; their jobs are checked when they start.
     """
     with _searching(config_path, config_dir) as loader:
-        jobs = _jobs(overrides, loader) if sweep else [list(overrides)]
+        jobs = _jobs(overrides, config_name, loader) if sweep else [list(overrides)]
         configs = [hydra.compose(config_name, job) for job in jobs]
     for config in configs:
         ranges.check(config)
@@ -126,6 +128,9 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if group and error.options:
+            if group == "hydra/launcher" and choice in EXTRAS:
+                extra = EXTRAS[choice]
+                return f"launcher={choice} needs an extra: pip install 'torchloc[{extra}]'"
             hint = ranges.closest(choice, error.options)
             return f"{group}={choice} is no choice{hint or ';'} choices: {', '.join(error.options)}"
         return f"there is no configuration {error.missing_cfg_file} on the search path"
@@ -157,18 +162,30 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     return f"{error.full_key}: {str(error).splitlines()[0]}"
 
 
-def _jobs(overrides: Sequence[str], loader: Any) -> list[list[str]]:
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    options: list[list[str]] = []
-    for override, text in zip(parsed, overrides, strict=True):
+def _jobs(overrides: Sequence[str], config_name: str, loader: Any) -> list[list[str]]:
+    """The overrides of every job, with what the configuration itself sweeps over (`hydra.sweeper.params`)."""
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides(list(overrides))
+    first = [
+        text
+        for override, text in zip(parsed, overrides, strict=True)
+        if not override.is_sweep_override()
+    ]
+    hydra_config = hydra.compose(config_name, first, return_hydra_config=True).hydra
+    params = OmegaConf.to_container(hydra_config.sweeper.get("params") or OmegaConf.create())
+    swept = [f"{key}={value}" for key, value in dict(params).items()]  # type: ignore[call-overload]
+    options: dict[str, list[str]] = {}
+    for override, text in zip(
+        parser.parse_overrides([*swept, *overrides]), [*swept, *overrides], strict=True
+    ):
+        key = override.get_key_element()
         if not override.is_sweep_override():
-            options.append([text])
+            options[key] = [text]
         elif override.is_discrete_sweep():
-            key = override.get_key_element()
-            options.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            options[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             return []
-    return [list(job) for job in itertools.product(*options)]
+    return [list(job) for job in itertools.product(*options.values())]
 
 
 def _one_line(text: str) -> str:

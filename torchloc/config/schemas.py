@@ -241,6 +241,7 @@ class Run:
     name: str = "default"
     seed: int = setting(0, Range(0, 2**63 - 1))
     threads: int = setting(1, Range(1))
+    dynamics: str = setting("synchronous", Choices(("synchronous", "asynchronous")))
     env: Any = MISSING
     scopes: Any = MISSING
     policy: Any = MISSING

@@ -21,6 +21,7 @@ from torchloc.improvement import (
 )
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import IntArray
+from torchloc.mdp.dynamics import Dynamics
 from torchloc.policy import SoftmaxPolicy
 
 
@@ -37,6 +38,7 @@ class JointEngine:
         policy: SoftmaxPolicy,
         improvement: Improvement,
         evaluation: Evaluation,
+        dynamics: Dynamics = "synchronous",
     ) -> None:
         self.improvement = improvement
         self._first = JointEvaluation(
@@ -45,6 +47,7 @@ class JointEngine:
             objective=improvement.objective,
             discount=evaluation.discount,
             tolerance=evaluation.tolerance,
+            dynamics=dynamics,
         )
         self.kappa = evaluation.radius(mdp, policy, improvement)
         self._mdp, self._scopes = mdp, policy.scopes

@@ -10,32 +10,35 @@ With a discount γ < 1, h is the value V = r + γ T V, r̄ = 0, T^t carries γ^t
 discounted occupancy (1 − γ) Σ γ^t μ₀ T^t. With the entropy objective, r^π is r^π + Σ_k τ_k Ent π_k
 throughout (paper, Sections 3-5).
 
-T is applied through its factors (`operator.py`). The two linear systems are made regular by a
-rank-one term: (I − T + 1νᵀ) h = r has h with ν·h = r̄, and its transpose gives d; both regular iff
-there is one closed class. Small systems are solved by LU, large ones by GMRES with refinement;
-every solve is checked by the two-sided bound min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of
-*any* h (Odoni 1969), whose width is reported.
+Synchronous dynamics move all coordinates in a step, asynchronous ones a single coordinate j ~ ν
+(paper, B.6); the reward r(s, a) is collected in every step of both, and everything above holds with
+the T and P of either (`dynamics.py`). T is applied through its factors (`operator.py`). The two
+linear systems are made regular by a rank-one term: (I − T + 1uᵀ) h = r, u uniform, has h with u·h = r̄,
+and its transpose gives d; both regular iff there is one closed class (`solver.py`). Every solve is
+checked by the two-sided bound min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of *any* h (Odoni 1969),
+whose width is reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from torchloc.closed_loop import PolicyTables, entropy_terms, local_classes, reward_terms
+from torchloc.closed_loop import PolicyTables, entropy_terms, reward_terms
 from torchloc.errors import BudgetError, InputError, SolveError
-from torchloc.evaluation.operator import JointOperator, Plan
+from torchloc.evaluation.dynamics import StepOperator, StepPlan, moves
 from torchloc.evaluation.reachability import closed_classes
+from torchloc.evaluation.rewards import reward_given, summed
 from torchloc.evaluation.solver import PoissonSolver
 from torchloc.evaluation.space import check_budget, initial_law, joint_reward, on_axes
-from torchloc.mdp import FactoredMDP, RewardBatch
-from torchloc.mdp.checks import IntArray
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.dynamics import Dynamics
 from torchloc.policy import SoftmaxPolicy
 
 Objective = Literal["reward", "entropy"]
@@ -44,7 +47,6 @@ DENSE_STATES = 600
 """States up to which T is formed and factorised; beyond it, Krylov."""
 TABLE_BUDGET = 2**28
 """Bytes of a dense table that a caller asks for (transition matrix, joint advantage)."""
-_REFINEMENTS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Structure:
             seen.
     """
 
-    plans: dict[frozenset[int], Plan] = field(default_factory=dict)
+    plans: dict[frozenset[int], StepPlan] = field(default_factory=dict)
     classes: dict[bytes, list[int]] = field(default_factory=dict)
 
 
@@ -71,12 +73,14 @@ class JointEvaluation:
         policy: A policy for it.
         objective: `reward`, or `entropy` for J_τ = E[r + Σ_k τ_k Ent π_k].
         discount: γ in (0, 1]; 1 is the average reward.
+        dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
+        site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
         tolerance: Largest Odoni width accepted, in units of max(1, max |r|).
         structure: What evaluations of one model and its scopes share (see `renewed`).
 
     Raises:
-        InputError: Objective, discount or tolerance is out of range, or the policy does not fit the
-            model.
+        InputError: Objective, discount, dynamics, site law or tolerance is out of range, or the
+            policy does not fit the model.
         BudgetError: More joint states than can be enumerated; the message gives size, bytes and the
             way out.
 
@@ -97,6 +101,8 @@ class JointEvaluation:
         *,
         objective: Objective = "reward",
         discount: float = 1.0,
+        dynamics: Dynamics = "synchronous",
+        site_law: ArrayLike | None = None,
         tolerance: float = 1e-10,
         structure: Structure | None = None,
     ) -> None:
@@ -114,6 +120,9 @@ class JointEvaluation:
         self.discount = discount
         self.tolerance = tolerance
         self.shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
+        self.dynamics: Dynamics = dynamics
+        self._moves = moves(mdp, dynamics, site_law)
+        self.site_law = None if site_law is None else np.array(site_law, dtype=np.float64)
         self._structure = structure or Structure()
         self._tables = PolicyTables.read(policy)
 
@@ -124,6 +133,8 @@ class JointEvaluation:
             policy,
             objective=self.objective,
             discount=self.discount,
+            dynamics=self.dynamics,
+            site_law=self.site_law,
             tolerance=self.tolerance,
             structure=self._structure,
         )
@@ -135,18 +146,19 @@ class JointEvaluation:
         """(*S[scope_k], A_k) float64 law of agent k when the evaluation was made."""
         return self._tables.law(k)
 
-    def operator(self, open_actions: frozenset[int] = frozenset()) -> JointOperator:
+    def operator(self, open_actions: frozenset[int] = frozenset()) -> StepOperator:
         """T^π; with open actions, the expectation of f given s and those actions."""
-        return JointOperator(self._plan(open_actions), self.mdp, self.law)
+        return self._plan(open_actions).operator(self.mdp, self.law)
 
-    def _plan(self, open_actions: frozenset[int]) -> Plan:
+    def _plan(self, open_actions: frozenset[int]) -> StepPlan:
         plans = self._structure.plans
         if open_actions not in plans:
-            plans[open_actions] = Plan(self.mdp, list(self.policy.scopes), open_actions)
+            scopes = list(self.policy.scopes)
+            plans[open_actions] = StepPlan(self.mdp, scopes, self._moves, open_actions)
         return plans[open_actions]
 
     @cached_property
-    def _step(self) -> JointOperator:
+    def _step(self) -> StepOperator:
         return self.operator()
 
     @cached_property
@@ -171,12 +183,12 @@ class JointEvaluation:
     @cached_property
     def plain_reward(self) -> Tensor:
         """(*S) float64 closed-loop reward r^π, without entropies."""
-        return self._total(reward_terms(self.mdp, self._tables))
+        return summed(reward_terms(self.mdp, self._tables), self.shape)
 
     @cached_property
     def entropy(self) -> Tensor:
         """(*S) float64 Σ_k τ_k Ent π_k."""
-        return self._total(entropy_terms(self._tables))
+        return summed(entropy_terms(self._tables), self.shape)
 
     @property
     def reward(self) -> Tensor:
@@ -184,30 +196,6 @@ class JointEvaluation:
         if self.objective == "reward":
             return self.plain_reward
         return self.plain_reward + self.entropy
-
-    def _total(self, terms: Iterable[tuple[IntArray, Tensor]]) -> Tensor:
-        n = len(self.shape)
-        total = torch.zeros(self.shape, dtype=torch.float64)
-        for union, values in terms:
-            for row in range(len(union)):
-                total += on_axes(values[row if len(values) > 1 else 0], union[row].tolist(), n)
-        return total
-
-    def _reward_given(self, k: int) -> Tensor:
-        """(*S, A_k): E[r | s, a_k] under the other agents' laws, plus this policy's entropies."""
-        total = self.reward.unsqueeze(-1).expand(*self.shape, int(self.mdp.action_sizes[k])).clone()
-        for batch in self.mdp.rewards:
-            for row in np.flatnonzero((batch.actions == k).any(axis=1)):
-                table = batch.table[row if len(batch.table) > 1 else 0][None]
-                single = RewardBatch(batch.states[row][None], batch.actions[row][None], table)
-                position = int(np.argmax(batch.actions[row] == k))
-                for local in local_classes(single, self._tables):
-                    union = local.union[0].tolist()
-                    n = len(self.shape)
-                    given = on_axes(local.averaged(self._tables, [position])[0], union, n)
-                    mean = on_axes(local.averaged(self._tables)[0], union, n)
-                    total += given - mean.unsqueeze(-1)
-        return total
 
     # -- solves
     # -------------------------------------------------------------------------------------
@@ -222,7 +210,7 @@ class JointEvaluation:
         pattern = b"".join((laws > 0).numpy().tobytes() for laws in self._tables.laws)
         known = self._structure.classes
         if pattern not in known:
-            support = JointOperator(self._plan(frozenset()), self.mdp, self.law, support=True)
+            support = self._plan(frozenset()).operator(self.mdp, self.law, support=True)
             known.clear()
             known[pattern] = closed_classes(support, self.shape)
         found = known[pattern]
@@ -264,38 +252,7 @@ class JointEvaluation:
 
     @cached_property
     def _stationary(self) -> tuple[Tensor, float]:
-        start = self.initial if self.discount < 1.0 else None
-
-        def residual(law: Tensor) -> Tensor:
-            moved = self._step.adjoint(law)
-            if start is None:
-                return moved - law
-            return (1.0 - self.discount) * start + self.discount * moved - law
-
-        law = torch.zeros(self.shape, dtype=torch.float64)
-        right = torch.full(self.shape, 1.0 / self.mdp.n_states, dtype=torch.float64)
-        if start is not None:
-            right = (1.0 - self.discount) * start
-        best, best_error = law, np.inf
-        for _ in range(_REFINEMENTS):
-            law = law + self._solver.solve_adjoint(right - self._solver.apply_adjoint(law))
-            clipped = law.clamp(min=0.0)
-            clipped = clipped / clipped.sum()
-            error = float(residual(clipped).abs().sum())
-            if error < best_error:
-                improved = error < 0.5 * best_error
-                best, best_error = clipped, error
-            else:
-                improved = False
-            if best_error <= 1e-3 * self.tolerance or not improved:
-                break
-        if not best_error <= self.tolerance:
-            raise SolveError(
-                f"the stationary law has residual {best_error:.3g}, over the tolerance "
-                f"{self.tolerance:.3g}; the chain mixes too slowly for this solver: raise the tolerance "
-                f"or the temperature"
-            )
-        return best, best_error
+        return self._solver.law(self.initial, self.tolerance)
 
     @property
     def marginals(self) -> Tensor:
@@ -329,32 +286,7 @@ class JointEvaluation:
     @cached_property
     def _values(self) -> tuple[Tensor, float, float]:
         """h up to a constant, and the Odoni bounds (or bounds on the residual with a discount)."""
-        reward = self.reward
-        scale = max(1.0, float(reward.abs().max()))
-        values = torch.zeros(self.shape, dtype=torch.float64)
-        best = (values, -np.inf, np.inf)
-        for _ in range(_REFINEMENTS):
-            values = values + self._solver.solve(reward - self._solver.apply(values))
-            drift = reward + self.discount * self._step(values) - values
-            low, high = float(drift.min()), float(drift.max())
-            if high - low >= best[2] - best[1]:
-                break
-            improved = high - low < 0.5 * (best[2] - best[1])
-            best = (values, low, high)
-            if high - low <= 1e-2 * self.tolerance * scale or not improved:
-                break
-        width, limit = best[2] - best[1], self.tolerance * scale
-        if self.discount < 1.0:
-            # V grows like 1/(1 − γ), and its residual is never smaller than its own rounding.
-            width = max(-best[1], best[2])
-            limit = max(limit, 64 * np.finfo(np.float64).eps * float(best[0].abs().max()))
-        if not width <= limit:
-            raise SolveError(
-                f"the Poisson equation was solved to width {width:.3g}, over the tolerance "
-                f"{limit:.3g}; the chain mixes too slowly for this solver: raise the "
-                f"tolerance or the temperature"
-            )
-        return best
+        return self._solver.values(self.reward, self.tolerance)
 
     @property
     def average_reward_bounds(self) -> tuple[float, float]:
@@ -462,7 +394,8 @@ class JointEvaluation:
         values = self._surrogate(kappa)
         move = self.operator(frozenset([k]))(values)
         centre = self.average_reward if self.discount == 1.0 else 0.0
-        return self._reward_given(k) + self.discount * move - (values + centre).unsqueeze(-1)
+        given = reward_given(self.mdp, self._tables, k, self.reward)
+        return given + self.discount * move - (values + centre).unsqueeze(-1)
 
     def over_scope(self, k: int, values: Tensor) -> Tensor:
         """(*S, …) → (R, S/R, …): scope states of agent k first, the unseen coordinates second."""

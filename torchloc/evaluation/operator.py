@@ -9,8 +9,9 @@ one batched matrix product:
 
 with `gone` = s'_J and the actions that no later kernel reads, `batch` = what the block reads and
 what is there already. A policy factor π_k enters with the first kernel that reads a_k. *Open*
-actions get no policy factor and stay axes of the result. Spaces of one element get no axis. Nothing
-of size S × A × S is ever formed: on a ring of binary coordinates the largest tensor has 2^{n+1}
+actions get no policy factor and stay axes of the result. Where only some coordinates move, the
+others have their axis s_i from the start and keep it. Spaces of one element get no axis. Nothing of
+size S × A × S is ever formed: on a ring of binary coordinates the largest tensor has 2^{n+1}
 entries, and with blocks of b coordinates one application costs about (n / b) 2^{n+1+b}
 multiply-adds.
 """
@@ -81,6 +82,7 @@ class Plan:
         mdp: The model.
         scopes: K tuples of coordinates.
         open_actions: Actions that stay axes of the result.
+        moving: Coordinates that move, at least one; the others stay. None: all move.
 
     Raises:
         BudgetError: The largest tensor would exceed the memory budget.
@@ -91,12 +93,15 @@ class Plan:
         mdp: FactoredMDP,
         scopes: Sequence[tuple[int, ...]],
         open_actions: frozenset[int] = frozenset(),
+        moving: Sequence[int] | None = None,
     ) -> None:
         self.state_sizes: list[int] = mdp.state_sizes.tolist()
         self.action_sizes: list[int] = mdp.action_sizes.tolist()
         self.open_actions = tuple(sorted(open_actions))
         self._scopes = scopes
-        self.start = self.varying(Variable("t", j) for j in range(len(self.state_sizes)))
+        everything = range(len(self.state_sizes))
+        moved = frozenset(everything if moving is None else moving)
+        self.start = self.varying(Variable("t" if j in moved else "s", j) for j in everything)
         kernels = [
             (
                 int(j),
@@ -120,6 +125,7 @@ class Plan:
                     strict=True,
                 )
             )
+            if j in moved
         ]
         self.steps = self._eliminate([factor for _, factor in sorted(kernels)])
 

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from torchloc.errors import BudgetError, InputError, SolveError
-from torchloc.evaluation.operator import JointOperator, Plan
+from torchloc.evaluation.dynamics import StepOperator, StepPlan, moves
 from torchloc.evaluation.space import check_budget, initial_law, joint_reward
 from torchloc.graphs import Scopes, as_scopes
 from torchloc.mdp import FactoredMDP
+from torchloc.mdp.dynamics import Dynamics
 
 PAIR_BUDGET = 2**24
 """Joint state-action pairs that the planner enumerates at most."""
@@ -47,7 +48,14 @@ class Optimum:
         return 0.5 * (self.lower + self.upper)
 
 
-def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float = 1e-9) -> Optimum:
+def optimal_control(
+    mdp: FactoredMDP,
+    *,
+    discount: float = 1.0,
+    dynamics: Dynamics = "synchronous",
+    site_law: ArrayLike | None = None,
+    tolerance: float = 1e-9,
+) -> Optimum:
     """Relative value iteration on the joint model, with the bracket min(Bh − h) ≤ g* ≤ max(Bh − h).
 
     (B h)(s) = max_a r(s, a) + γ E[h(s') | s, a]; the bracket is Odoni's (1969). The damping makes
@@ -56,9 +64,12 @@ def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float
     Args:
         mdp: A small model.
         discount: γ in (0, 1]; 1 is the average reward.
+        dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
+        site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
         tolerance: Width of the bracket, in units of max(1, max |r|).
 
     Raises:
+        InputError: Discount, dynamics or site law is out of range.
         BudgetError: Too many state-action pairs.
         SolveError: No convergence: the optimal gain depends on the start, or the model mixes too
             slowly.
@@ -72,9 +83,7 @@ def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float
         )
     if not 0.0 < discount <= 1.0:
         raise InputError(f"discount is {discount}; it must lie in (0, 1], 1 for average reward")
-    everyone = frozenset(range(mdp.n_agents))
-    plan = Plan(mdp, [()] * mdp.n_agents, everyone)
-    move = JointOperator(plan, mdp, _no_law)
+    move = _given_all_actions(mdp, dynamics, site_law)
     shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
     reward = joint_reward(mdp)
     scale = max(1.0, float(reward.abs().max()))
@@ -100,6 +109,15 @@ def optimal_control(mdp: FactoredMDP, *, discount: float = 1.0, tolerance: float
     )
 
 
+def _given_all_actions(
+    mdp: FactoredMDP, dynamics: Dynamics, site_law: ArrayLike | None
+) -> StepOperator:
+    """(*S) → (*S, *A): E[f(s') | s, a]."""
+    everyone = frozenset(range(mdp.n_agents))
+    steps = moves(mdp, dynamics, site_law)
+    return StepPlan(mdp, [()] * mdp.n_agents, steps, everyone).operator(mdp, _no_law)
+
+
 def _no_law(k: int) -> Tensor:
     raise SolveError(f"agent {k} has no law: every action is open")  # pragma: no cover
 
@@ -120,11 +138,22 @@ class LocalOptimum:
 
 
 def best_deterministic_local(
-    mdp: FactoredMDP, scopes: Scopes | Sequence[ArrayLike]
+    mdp: FactoredMDP,
+    scopes: Scopes | Sequence[ArrayLike],
+    *,
+    dynamics: Dynamics = "synchronous",
+    site_law: ArrayLike | None = None,
 ) -> LocalOptimum:
     """Enumerates all deterministic policies on the scopes, and takes the best average reward.
 
+    Args:
+        mdp: A small model.
+        scopes: What each agent sees.
+        dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
+        site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
+
     Raises:
+        InputError: Scopes, dynamics or site law do not fit the model.
         BudgetError: More policies times states than are enumerated; the message gives the number.
         SolveError: Every policy has several closed classes.
     """
@@ -141,9 +170,7 @@ def best_deterministic_local(
             f"{LOCAL_BUDGET} policy-states that are enumerated; use a smaller model"
         )
     shape: tuple[int, ...] = tuple(mdp.state_sizes.tolist())
-    move = JointOperator(
-        Plan(mdp, [()] * mdp.n_agents, frozenset(range(mdp.n_agents))), mdp, _no_law
-    )
+    move = _given_all_actions(mdp, dynamics, site_law)
     eye = torch.eye(n, dtype=torch.float64).reshape(*shape, n)
     kernel = move(eye).reshape(n, -1, n)
     reward = joint_reward(mdp).expand(*shape, *sizes).reshape(n, -1)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchloc.evaluation.operator import JointOperator
+from torchloc.evaluation.dynamics import StepOperator
 
 
-def closed_classes(support: JointOperator, shape: tuple[int, ...]) -> list[int]:
+def closed_classes(support: StepOperator, shape: tuple[int, ...]) -> list[int]:
     """One state (row-major index) of every closed communicating class.
 
     From any state, the forward set F(s) holds a closed class; F(s) is one iff every state of it

@@ -1,22 +1,14 @@
-"""Runs read back from disk, and drawn."""
+"""One run as a picture: reward, temperature and the ladder of rungs against the iteration."""
 
 from __future__ import annotations
 
-import sys
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from torchloc.errors import InputError
-from torchloc.mdp.checks import FloatArray
+from torchloc.study.runs import Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Series = dict[str, tuple[FloatArray, FloatArray]]
-"""Tag → (iterations, values), in order."""
 
 _RUNGS = (
     ("coupled", "coupled $K^\\pi$", "#0b6e4f"),
@@ -24,26 +16,6 @@ _RUNGS = (
     ("span", "span", "#8f6bb3"),
     ("paper", "paper", "#c8553d"),
 )
-
-
-def read_run(folder: str | PathLike[str]) -> Series:
-    """All scalar series of a run folder, whole.
-
-    Raises:
-        InputError: The folder does not exist or holds no event file.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    if not list(Path(folder).glob("events.out.tfevents.*")):
-        raise InputError(f"{folder} holds no TensorBoard event file; is it a run folder?")
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    series = {}
-    for tag in events.Tags()["scalars"]:
-        points = events.Scalars(tag)
-        steps = np.array([point.step for point in points], dtype=np.float64)
-        series[tag] = (steps, np.array([point.value for point in points]))
-    return series
 
 
 def run_figure(series: Series) -> Figure:
@@ -85,13 +57,3 @@ def run_figure(series: Series) -> Figure:
     for axes in (left, right):
         axes.locator_params(axis="x", integer=True)
     return figure
-
-
-def main() -> None:
-    """`python -m torchloc.study RUN PICTURE`: draws one run."""
-    folder, picture = sys.argv[1:]
-    run_figure(read_run(folder)).savefig(picture, dpi=130)
-
-
-if __name__ == "__main__":
-    main()
