@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import reference as ref
@@ -73,7 +75,7 @@ def test_rungs_keep_their_order() -> None:
     for seed in range(6):
         _, found = certified(seed, 2)
         ladder = [found[rung].matrix for rung in ("coupled", "exact", "span", "tanh", "paper")]
-        for sharp, blunt in zip(ladder[:-1], ladder[1:], strict=True):
+        for sharp, blunt in itertools.pairwise(ladder):
             assert sp.csr_array(blunt - sharp).toarray().min(initial=0.0) >= -ROUNDING
 
 

@@ -16,8 +16,7 @@ from torchloc.errors import InputError
 from torchloc.improvement.prox import entropy, kl, log_law, prox_logits
 from torchloc.locality import LocalityPenalty, priced_laws, row_loads, scope_prices
 from torchloc.locality.shrinking import UNSEEN
-from torchloc.sensitivity import total_variations
-from torchloc.sensitivity import policy_sensitivity
+from torchloc.sensitivity import policy_sensitivity, total_variations
 
 Array = np.ndarray
 # Sums of some dozen products in float64.

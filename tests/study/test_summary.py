@@ -17,6 +17,7 @@ from torchloc.study.summary import (
     PER_AGENT,
     Reference,
     Table,
+    adaptive_notes,
     agents,
     curve,
     known_optima,
@@ -186,3 +187,37 @@ def test_long_curves_are_drawn_at_some_iterations_and_the_last() -> None:
     assert found.x[0] == 1.0 and found.x[-1] == 1000.0
     whole = curve([run], PER_AGENT, cumulative=True)
     assert whole is not None and whole.centre[-1] == 999.0 * 500.0
+
+
+def adaptive(name: str, values: Values, work: float) -> Run:
+    target = f"torchloc.schedules.{name}"
+    return worked(made(values, schedule=name.lower(), changes={"schedule._target_": target}), work)
+
+
+def worked(run: Run, work: float) -> Run:
+    steps = run.series[PER_AGENT][0]
+    run.series["work/ball"] = (steps, np.full(len(steps), work))
+    return run
+
+
+def test_adaptive_schedules_are_told_beside_the_best_fixed_one() -> None:
+    fixed = [
+        worked(made([0.0, 0.7], schedule="linear"), 8.0),
+        worked(made([0.0, 0.8], schedule="cosine"), 4.0),
+    ]
+    found = table(
+        [
+            *fixed,
+            adaptive("Certified", [0.0, 0.8 - 1e-4], 2.0),
+            adaptive("Tradeoff", [0.0, 0.5], 5.0),
+        ]
+    )
+    first, second = adaptive_notes(found, PER_AGENT)
+    assert first.endswith(
+        "no lower than the best fixed schedule (cosine), with 0.5 times its ball work."
+    )
+    assert second.endswith(
+        "0.3 short of the best fixed schedule (cosine), with 1.25 times its ball work."
+    )
+    assert adaptive_notes(table(fixed), PER_AGENT) == []
+    assert adaptive_notes(table([adaptive("Tradeoff", [0.0, 0.5], 1.0)]), PER_AGENT) == []

@@ -174,8 +174,25 @@ class JointEvaluation:
                 f"the transition matrix of {n} joint states takes {8 * n * n} bytes, over the budget of "
                 f"{TABLE_BUDGET}; use `operator()`, which applies it without forming it"
             )
+        if self.dynamics == "synchronous" and _acts_apart(self.mdp):
+            return self._product_of_laws()
         eye = torch.eye(n, dtype=torch.float64).reshape(*self.shape, n)
         return self._step(eye).reshape(n, n)
+
+    def _product_of_laws(self) -> Tensor:
+        """(S, S) where no two coordinates read the same action: given s, the next coordinates are independent."""
+        n = self.mdp.n_states
+        ones = [
+            torch.eye(size, dtype=torch.float64)
+            .reshape(*(size if i == j else 1 for i in range(len(self.shape))), size)
+            .expand(*self.shape, size)
+            for j, size in enumerate(self.shape)
+        ]
+        laws = self._step(torch.cat(ones, dim=-1)).reshape(n, -1).split(self.shape, dim=1)
+        result = torch.ones(n, 1, dtype=torch.float64)
+        for law in laws:
+            result = (result[:, :, None] * law[:, None, :]).reshape(n, -1)
+        return result
 
     # -- reward
     # -------------------------------------------------------------------------------------
@@ -405,3 +422,9 @@ class JointEvaluation:
         order = [*scope, *unseen, *range(len(self.shape), values.ndim)]
         n_rows = int(np.prod([self.shape[i] for i in scope], dtype=np.int64))
         return values.permute(order).reshape(n_rows, -1, *tail)
+
+
+def _acts_apart(mdp: FactoredMDP) -> bool:
+    """Whether no action is read by the kernels of two coordinates."""
+    _, agents = mdp.action_edges()
+    return len(np.unique(agents)) == len(agents)

@@ -20,7 +20,7 @@ from torchloc.study.curves import MOST_GROUPS, drawn, overall_picture, pictures,
 from torchloc.study.drawing import Picture, looks
 from torchloc.study.groups import Comparison, told
 from torchloc.study.statistics import COVERAGE, Estimate
-from torchloc.study.summary import RUNGS, Overall, Reference, Row, Table
+from torchloc.study.summary import RUNGS, Overall, Reference, Row, Table, adaptive_notes
 
 LARGEST_PAGE = 20 * 2**20
 """Bytes of a page at most; pictures beyond it are left out of it and lie in the folder beside it."""
@@ -117,7 +117,7 @@ def page(
         ],
         complete=max((one.problems for one in together), default=0),
         pictures=[picture for picture in embedded if picture["place"] is None],
-        panels=[_panel(i, table, embedded) for i, table in enumerate(tables)],
+        panels=[_panel(i, table, embedded, metric) for i, table in enumerate(tables)],
         left_out=[
             {
                 "name": run.name,
@@ -199,10 +199,13 @@ def _counts(comparison: Comparison) -> dict[str, int]:
     }
 
 
-def _panel(place: int, table: Table, embedded: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _panel(
+    place: int, table: Table, embedded: Sequence[dict[str, Any]], metric: str
+) -> dict[str, Any]:
     """A problem as the template takes it."""
     panel = table.panel
-    notes = [f"{row.group.label}: {row.note}." for row in table.rows if row.note]
+    notes = adaptive_notes(table, metric)
+    notes += [f"{row.group.label}: {row.note}." for row in table.rows if row.note]
     notes += [
         f"{row.group.label}: its guard skipped {row.skipped} block updates and damped {row.damped}, "
         f"over all iterations and runs."

@@ -36,6 +36,8 @@ UNIFORM, OPTIMUM, LOCAL_OPTIMUM = "uniform", "joint optimum", "local optimum"
 MOST_POINTS = 400
 """Points of a curve at most; of longer runs evenly spaced iterations are drawn."""
 BAND_RESAMPLES = 500
+_ADAPTIVE = ("torchloc.schedules.Certified", "torchloc.schedules.Tradeoff")
+_EQUAL = 1e-3
 _LOWER = ("rho", "gap", "bound", "norm_rows", "norm_columns", "lipschitz", "seconds", "work")
 _SINGLE = 2.0**-22
 """Relative slack of a target: two roundings of the single precision that event files hold."""
@@ -239,6 +241,41 @@ def overall(comparison: Comparison, tables: Sequence[Table]) -> list[Overall]:
         if strata:
             found.append(Overall(label, pooled(strata), len(strata)))
     return sorted(found, key=lambda one: (-one.problems, -one.normalised.value))
+
+
+def adaptive_notes(table: Table, metric: str) -> list[str]:
+    """What every adaptive schedule pays or gains beside the best fixed one of the problem, a sentence each.
+
+    Finals that differ by less than a thousandth of what was won from the worst first value to the best final
+    count as equal. Empty where one of the two kinds is missing.
+    """
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    fixed = [row for row in table.rows if not _is_adaptive(row.group)]
+    if not fixed:
+        return []
+    best = max(fixed, key=lambda row: sign * row.final.value)
+    ends = [sign * run.series[metric][1][[0, -1]] for run in table.panel.runs]
+    won = max(last for _, last in ends) - min(first for first, _ in ends)
+    notes = []
+    for row in table.rows:
+        if not _is_adaptive(row.group):
+            continue
+        gap = sign * (best.final.value - row.final.value)
+        if gap > _EQUAL * won:
+            reached = f"ends {gap:.4g} short of the best fixed schedule ({best.group.label})"
+        else:
+            reached = f"ends no lower than the best fixed schedule ({best.group.label})"
+        work = row.work.value / best.work.value if best.work.value > 0.0 else math.nan
+        spent = "" if math.isnan(work) else f", with {work:.3g} times its ball work"
+        notes.append(f"{row.group.label} {reached}{spent}.")
+    return notes
+
+
+def _is_adaptive(group: Group) -> bool:
+    """Whether the schedule of a group reads the certificate."""
+    schedule = group.runs[0].config.get("schedule")
+    target = schedule.get("_target_") if isinstance(schedule, dict) else None
+    return target in _ADAPTIVE
 
 
 def curve(runs: Sequence[Run], tag: str, *, cumulative: bool = False) -> Curve | None:
