@@ -263,7 +263,7 @@ def _tensors(**changes: Tensor | None) -> Callable[[Path], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "later format": (_about(format=2), ["checkpoint format 2", "up to 1", "upgrade torchloc"]),
+    "later format": (_about(format=3), ["checkpoint format 3", "up to 2", "upgrade torchloc"]),
     "no format": (_about(format=None), ["no format number"]),
     "no iteration": (_about(iteration=None), ["damaged", "'iteration'"]),
     "text iteration": (_about(iteration="3"), ["iteration is '3'"]),

@@ -120,7 +120,7 @@ def test_line_kappa_sweeps_kappa_alone() -> None:
         ("env.m=3", "env.m is no setting; env has: cost, "),
         ("env.coste=3", "env.coste is no setting; did you mean env.cost?"),
         ("+env.coste=3", "env.coste is no setting; did you mean env.cost?"),
-        ("+zzz=1", "zzz is no setting; there are: checkpoint, env, "),
+        ("+zzz=1", "zzz is no setting; there are: checkpoint, dynamics, env, "),
         ("envv=ising", "envv is no setting; did you mean env?"),
         ("hydra.zzz=1", "hydra.zzz is no setting; hydra has: "),
         ("trainer.iterations=0", "trainer.iterations = 0 is not allowed: it must be a whole"),

@@ -49,8 +49,10 @@ class TensorBoard(Callback):
         self._writer: SummaryWriter | None = None
 
     def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
-        self._writer = SummaryWriter(str(self.folder))
-        if self.configuration:
+        # Of a run that goes on, readers drop what was logged beyond its checkpoint.
+        purge = state.iteration + 1 if state.iteration else None
+        self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+        if self.configuration and not state.iteration:
             indented = "\n".join(f"    {line}" for line in self.configuration.splitlines())
             self._writer.add_text("configuration", indented)
 
@@ -65,6 +67,8 @@ class TensorBoard(Callback):
             for name, matrix in matrices(state).items():
                 figure = heat_map(matrix, name)
                 writer.add_figure(f"matrix/{name}", figure, state.iteration)
+        # What a checkpoint stands for is on disk before it: a run that is killed lacks no step.
+        writer.flush()
 
     def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         if self._writer is not None:
@@ -154,7 +158,9 @@ class ProgressBar(Callback):
             disable=not self.enabled,
         )
         self._bar.start()
-        self._task = self._bar.add_task("training", total=trainer.iterations, numbers="")
+        self._task = self._bar.add_task(
+            "training", total=trainer.iterations, completed=state.iteration, numbers=""
+        )
 
     def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
         if self._bar is None:

@@ -2,13 +2,16 @@
 
 A checkpoint is one `.safetensors` file: tensors plus JSON, so loading it runs no code. It is a
 policy file too: `SoftmaxPolicy.load` reads it. It is written to a temporary file, flushed and
-renamed; a reader never sees half of one.
+renamed; a reader never sees half of one. A digest of all its content is stored in it and compared
+when it is read. Format 1 had no digest and no progress.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -18,9 +21,10 @@ from torch import Tensor
 from torchloc.errors import InputError
 from torchloc.policy import SoftmaxPolicy, files
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "torchloc_checkpoint"
 _GENERATOR = "generator"
+_PROGRESS = "progress."
 _STEM, _SUFFIX = "checkpoint_", ".safetensors"
 PATTERN = f"{_STEM}*{_SUFFIX}"
 
@@ -40,10 +44,18 @@ class Snapshot:
     metadata: dict[str, str]
 
     @classmethod
-    def take(cls, iteration: int, policy: SoftmaxPolicy, generator: torch.Generator) -> Snapshot:
-        """Copies the state of a run."""
+    def take(
+        cls,
+        iteration: int,
+        policy: SoftmaxPolicy,
+        generator: torch.Generator,
+        progress: Mapping[str, Tensor] | None = None,
+    ) -> Snapshot:
+        """Copies the state of a run; `progress` is what the trainer needs besides, by name."""
         tensors = {name: value.clone() for name, value in files.tensors(policy).items()}
         tensors[_GENERATOR] = generator.get_state().clone()
+        for name, value in (progress or {}).items():
+            tensors[_PROGRESS + name] = value.detach().clone().contiguous()
         return cls(iteration, tensors, files.metadata(policy))
 
 
@@ -56,12 +68,14 @@ class Checkpoint:
         policy: The policy after them.
         generator: Random state after them.
         configuration: The run's configuration as YAML text; empty where the run had none.
+        progress: What the trainer needs besides, by name; empty in format 1.
     """
 
     iteration: int
     policy: SoftmaxPolicy
     generator: torch.Generator
     configuration: str
+    progress: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save(snapshot: Snapshot, folder: str | PathLike[str], *, configuration: str = "") -> Path:
@@ -71,7 +85,12 @@ def save(snapshot: Snapshot, folder: str | PathLike[str], *, configuration: str 
         InputError: The folder does not exist.
     """
     target = Path(folder) / f"checkpoint_{snapshot.iteration:08d}.safetensors"
-    about = {"format": FORMAT, "iteration": snapshot.iteration, "configuration": configuration}
+    about = {
+        "format": FORMAT,
+        "iteration": snapshot.iteration,
+        "configuration": configuration,
+        "digest": _digest(snapshot.iteration, configuration, snapshot.tensors),
+    }
     files.write(target, snapshot.tensors, {**snapshot.metadata, _KEY: json.dumps(about)})
     return target
 
@@ -80,14 +99,33 @@ def load(path: str | PathLike[str]) -> Checkpoint:
     """Reads a checkpoint, or the newest one of a run folder.
 
     Raises:
-        InputError: There is none, or it is damaged, foreign or of a later format.
+        InputError: There is none, or it is damaged, foreign or of a later format; of a folder the message
+            names the newest one that is whole.
     """
     target = Path(path)
-    if target.is_dir():
-        found = saved(target)
-        if not found:
-            raise InputError(f"{target} holds no {PATTERN}; is it a run folder?")
-        target = found[-1]
+    if not target.is_dir():
+        return _load(target)
+    found = saved(target)
+    if not found:
+        raise InputError(f"{target} holds no {PATTERN}; is it a run folder?")
+    try:
+        return _load(found[-1])
+    except InputError as error:
+        older = next((path for path in reversed(found[:-1]) if _is_whole(path)), None)
+        if older is None:
+            raise
+        raise InputError(f"{error}; the one before it is whole: give {older}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _load(path)
+    except InputError:
+        return False
+    return True
+
+
+def _load(target: Path) -> Checkpoint:
     about, tensors = files.read(target, "checkpoint")
     if _KEY not in about:
         raise InputError(f"{target} is no torchloc checkpoint; give a run folder, or a file of it")
@@ -101,7 +139,25 @@ def load(path: str | PathLike[str]) -> Checkpoint:
         generator.set_state(tensors[_GENERATOR])
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{target} is damaged or no torchloc checkpoint: {error}") from error
-    return Checkpoint(iteration, policy, generator, configuration)
+    progress = {
+        name.removeprefix(_PROGRESS): value
+        for name, value in tensors.items()
+        if name.startswith(_PROGRESS)
+    }
+    digest = told.get("digest")
+    if (digest is not None or progress) and digest != _digest(iteration, configuration, tensors):
+        raise InputError(f"{target} is damaged: its content does not have the digest that it names")
+    return Checkpoint(iteration, policy, generator, configuration, progress)
+
+
+def _digest(iteration: int, configuration: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything that a checkpoint says."""
+    found = hashlib.sha256(f"{iteration}\n{configuration}\n".encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def saved(folder: str | PathLike[str]) -> list[Path]:

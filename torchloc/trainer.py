@@ -22,7 +22,7 @@ import torch
 
 from torchloc.annealing import certified_radius, reading
 from torchloc.certificate import Certificate, Environment, certify
-from torchloc.checkpoint import Snapshot
+from torchloc.checkpoint import Checkpoint, Snapshot
 from torchloc.engine import Evaluation, Values, build_engine
 from torchloc.errors import BudgetError, InputError, SolveError
 from torchloc.evaluation.planning import (
@@ -115,6 +115,7 @@ class Trainer:
             projections met; None leaves it free.
         callbacks: Told what happens, in this order.
         seed: Of the random states on which Lipschitz constants are observed.
+        resume: A checkpoint of this run, whose policy `policy` is: the run goes on after its iteration.
 
     Raises:
         InputError: A setting is out of range, or model, policy and scopes do not fit.
@@ -146,6 +147,7 @@ class Trainer:
         locality: Locality | None = None,
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
+        resume: Checkpoint | None = None,
     ) -> None:
         if iterations < 1:
             raise InputError(f"iterations is {iterations}; it must be ≥ 1")
@@ -175,17 +177,20 @@ class Trainer:
         self._weights = np.ones(mdp.n_coordinates)
         self.generator = torch.Generator().manual_seed(seed)
         first = first_temperature(schedule)
-        policy.set_temperature(first, hold=hold)
+        if resume is None:
+            policy.set_temperature(first, hold=hold)
         self.dynamics: Dynamics = dynamics
         self.engine = build_engine(
             mdp, policy, self.improvement, self.evaluation, self.generator, dynamics
         )
         self._largest_kappa, self._work = self.engine.kappa, {}
         start = self.engine.evaluate(policy)
-        if locality is not None:
+        if resume is None and locality is not None:
             start, _ = self._kept_local(start, policy, locality)
-        snapshot = Snapshot.take(0, policy, self.generator)
-        self.state = TrainState(policy, start, snapshot, temperature=first)
+        state = TrainState(policy, start, Snapshot(0, {}, {}), temperature=first)
+        if resume is not None:
+            state = self._restored(state, resume)
+        self.state = replace(state, snapshot=self._snapshot(state))
 
     def run(self) -> TrainState:
         """Trains to the last iteration and returns the state; callbacks see every iteration.
@@ -242,10 +247,41 @@ class Trainer:
         clock.lap("certificate")
 
         metrics |= effects | clock.laps
-        iteration = state.iteration + 1
-        snapshot = Snapshot.take(iteration, policy, self.generator)
+        done = replace(done, metrics=metrics, iteration=state.iteration + 1)
         # One assignment: an interrupt finds all of an iteration, or nothing of it.
-        self.state = replace(done, metrics=metrics, iteration=iteration, snapshot=snapshot)
+        self.state = replace(done, snapshot=self._snapshot(done))
+
+    def _snapshot(self, state: TrainState) -> Snapshot:
+        """All that the run needs to go on from here."""
+        progress = {
+            "temperature": torch.tensor(state.temperature, dtype=torch.float64),
+            "kappa": torch.tensor(self.engine.kappa),
+            "weights": torch.from_numpy(self._weights),
+        }
+        if state.gains is not None:
+            progress["gains"] = torch.stack([state.gains.prox_gain, state.gains.total_variation])
+        if self.penalty is not None:
+            progress["duals"] = torch.from_numpy(self.penalty.duals)
+        return Snapshot.take(state.iteration, state.policy, self.generator, progress)
+
+    def _restored(self, state: TrainState, saved: Checkpoint) -> TrainState:
+        """The state of a run that goes on."""
+        try:
+            progress = saved.progress
+            self._weights = progress["weights"].numpy()
+            if self.penalty is not None:
+                self.penalty.duals = progress["duals"].numpy()
+            self.engine.look(int(progress["kappa"]), state.policy)
+            temperature = float(progress["temperature"])
+        except KeyError as error:
+            raise InputError(
+                f"the checkpoint of iteration {saved.iteration} lacks {error.args[0]!r}, so that no run can go "
+                f"on from it; it was written by an earlier version, or with other settings. Its policy is whole"
+            ) from error
+        # Last: evaluating the policy may have drawn numbers.
+        self.generator.set_state(saved.generator.get_state())
+        gains = Gains(*progress["gains"]) if "gains" in progress else None
+        return replace(state, iteration=saved.iteration, gains=gains, temperature=temperature)
 
     def _kept_local(
         self, values: Values, policy: SoftmaxPolicy, locality: Locality

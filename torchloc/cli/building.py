@@ -13,6 +13,7 @@ from torchloc.errors import InputError, SolveError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torchloc.checkpoint import Checkpoint
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
     from torchloc.trainer import Callback, Trainer
@@ -33,14 +34,16 @@ def build_trainer(
     mdp: FactoredMDP,
     scopes: Scopes,
     callbacks: Sequence[Callback] = (),
+    resume: Checkpoint | None = None,
 ) -> Trainer:
-    """The run that a configuration describes, before its first iteration.
+    """The run that a configuration describes, before its first iteration or where it goes on.
 
     Args:
         cfg: The configuration.
         mdp: Its model.
         scopes: What the agents see.
         callbacks: Told what happens, in this order.
+        resume: Where it goes on from; None: it begins.
 
     Raises:
         InputError: Some part cannot be built, or parts do not go together.
@@ -50,9 +53,14 @@ def build_trainer(
 
     schedule = build(cfg.schedule)
     temperature = first_temperature(schedule)
+    if resume is None:
+        policy = build(cfg.policy)(mdp, scopes, temperature=temperature, seed=cfg.seed)
+    else:
+        policy = resume.policy
+        policy.check(mdp)
     return Trainer(
         mdp,
-        build(cfg.policy)(mdp, scopes, temperature=temperature, seed=cfg.seed),
+        policy,
         schedule=schedule,
         improvement=build(cfg.improvement),
         evaluation=build(cfg.evaluation),
@@ -62,6 +70,7 @@ def build_trainer(
         locality=None if cfg.get("locality") is None else build(cfg.locality),
         callbacks=callbacks,
         seed=cfg.seed,
+        resume=resume,
     )
 
 

@@ -19,12 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc import config
-from torchloc.cli import sweeping
+from torchloc.cli import resuming, sweeping
 from torchloc.cli.building import build_model, build_trainer
+from torchloc.cli.locking import owned
 from torchloc.cli.outcome import heed, refuse
 from torchloc.errors import InputError, SolveError
 
 if TYPE_CHECKING:
+    from torchloc.checkpoint import Checkpoint
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
 
@@ -42,9 +44,35 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     """
     config.check(cfg)
     job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    if job.mode == RunMode.MULTIRUN:
+    swept = job.mode == RunMode.MULTIRUN
+    if swept:
         print(f"job {job.job.num}: {' '.join(job.overrides.task)}")
+    # Bars of several jobs at once would draw over each other.
+    alone = not swept or not sweeping.parallel(job.launcher)
+    train_in(Path(job.runtime.output_dir), cfg, model, bar=alone)
+
+
+def train_in(
+    folder: Path,
+    cfg: DictConfig,
+    model: tuple[FactoredMDP, Scopes] | None = None,
+    *,
+    bar: bool = True,
+    resume: Checkpoint | None = None,
+) -> None:
+    """One training run, with everything that it writes.
+
+    Args:
+        folder: Where it writes.
+        cfg: Its checked configuration.
+        model: The model of `cfg` where it is built already.
+        bar: Whether a progress bar may be drawn.
+        resume: Where it goes on from; None: it begins.
+
+    Raises:
+        InputError: The model or the settings are at fault, or another run writes the folder.
+        SolveError: An exact solve failed.
+    """
     mdp, scopes = build_model(cfg) if model is None else model
 
     # Late, because it is slow.
@@ -56,12 +84,14 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
     torch.set_num_threads(cfg.threads)
     text = OmegaConf.to_yaml(cfg, resolve=True)
     saving, logging = cfg.checkpoint, cfg.logging
-    hooks: list[Callback] = [
-        callbacks.Checkpoint(folder, every=saving.every, keep=saving.keep, configuration=text)
-    ]
+    hooks: list[Callback] = []
     if logging.tensorboard:
         every = logging.heat_maps_every
         hooks.append(callbacks.TensorBoard(folder, heat_maps_every=every, configuration=text))
+    # After the events: what a checkpoint stands for is on disk before it.
+    hooks.append(
+        callbacks.Checkpoint(folder, every=saving.every, keep=saving.keep, configuration=text)
+    )
 
     class Heed(Callback):
         """Ends the run at the next iteration where a signal to end was lost."""
@@ -71,10 +101,9 @@ def run_job(cfg: DictConfig, model: tuple[FactoredMDP, Scopes] | None = None) ->
 
     hooks.append(Heed())
     shown = folder if logging.tensorboard else None
-    # Bars of several jobs at once would draw over each other.
-    alone = job.mode != RunMode.MULTIRUN or not sweeping.parallel(job.launcher)
-    hooks.append(callbacks.ProgressBar(enabled=logging.progress and alone, folder=shown))
-    build_trainer(cfg, mdp, scopes, hooks).run()
+    hooks.append(callbacks.ProgressBar(enabled=logging.progress and bar, folder=shown))
+    with owned(folder):
+        build_trainer(cfg, mdp, scopes, hooks, resume).run()
 
 
 def run() -> None:
@@ -94,6 +123,13 @@ def run() -> None:
         raise InputError("--resolve goes with --cfg or --help only")
     if args.help:
         print(_help(args))
+        return
+    resumed = resuming.asked(args.overrides)
+    if resumed is not None:
+        if _sweeps(args) or args.cfg:
+            raise InputError("resume goes with neither --multirun nor --cfg")
+        folder, saved, cfg = resuming.settled(resumed, args.overrides)
+        sweeping.record(folder, lambda: train_in(folder, cfg, resume=saved), swallow=False)
         return
     jobs: list[DictConfig] = []
     model = None
@@ -160,6 +196,7 @@ def _help(args: argparse.Namespace) -> str:
             "torchloc-train [--config-dir DIR] [-m] [GROUP=CHOICE | SETTING=VALUE] …",
             "",
             "Trains localized policies on a factored multi-agent MDP and certifies their locality.",
+            "  resume=RUN          go on with a run, in its own folder",
             "  -m, --multirun      one run for each combination of SETTING=a,b or range(0,9)",
             "  --config-dir DIR    one more folder of YAML files to choose from",
             "  --cfg job           print the configuration in place of running it",

@@ -4,7 +4,15 @@ Only this room and `cli` know Hydra. Nothing here imports torch or a model: a sc
 builds by its dotted path.
 """
 
-from torchloc.config.compose import CONFIG_NAME, compose, compose_jobs, explain, groups, home
+from torchloc.config.compose import (
+    CONFIG_NAME,
+    compose,
+    compose_jobs,
+    explain,
+    groups,
+    home,
+    restored,
+)
 from torchloc.config.ranges import Choices, Range, check, setting
 from torchloc.config.schemas import register
 
@@ -19,5 +27,6 @@ __all__ = [
     "groups",
     "home",
     "register",
+    "restored",
     "setting",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import yaml
@@ -89,6 +89,45 @@ def compose_jobs(
     return configs
 
 
+def restored(text: str, changes: Sequence[str] = ()) -> DictConfig:
+    """A checked configuration from the YAML text of a run, which may come from anywhere.
+
+    Nothing but what this package configures is built from it: a group with a `_target_` of somebody else is
+    refused.
+
+    Args:
+        text: As a checkpoint holds it.
+        changes: `setting=value` each.
+
+    Raises:
+        InputError: It is no configuration, a value is out of range, or a group is not of this package.
+    """
+    try:
+        plain = OmegaConf.create(text)
+        if not isinstance(plain, DictConfig):
+            raise InputError("the configuration is no mapping of settings")
+        for group, choices in schemas.SCHEMAS.items():
+            node = plain.get(group)
+            if node is None:
+                continue
+            target = node.get("_target_") if isinstance(node, DictConfig) else None
+            found = [schema for schema in choices.values() if schema._target_ == target]
+            if not found:
+                raise InputError(
+                    f"{group} is built by {target}, which is not of torchloc: go on from your own code, with "
+                    f"Trainer(…, resume=checkpoint.load(…))"
+                )
+            plain[group] = OmegaConf.merge(OmegaConf.structured(found[0]), node)
+        config = OmegaConf.merge(OmegaConf.structured(schemas.Run), plain)
+        for change in changes:
+            key, _, value = change.partition("=")
+            OmegaConf.update(config, key, yaml.safe_load(value))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(explain(error)) from None
+    ranges.check(cast(DictConfig, config))
+    return cast(DictConfig, config)
+
+
 def groups(
     *, config_path: str | Path | None = None, config_dir: str | Path | None = None
 ) -> dict[str, list[str]]:
@@ -141,7 +180,8 @@ def explain(error: Exception) -> str:
         override = str(error).splitlines()[0].partition(" argument ")[2]
         return f"{override} names several values: add -m for one run each, or write [..] for a list"
     origin = error.__cause__ or error.__context__
-    source = origin if isinstance(origin, OmegaConfBaseException) else error
+    nested = isinstance(origin, OmegaConfBaseException) and origin.full_key
+    source = origin if nested else error
     if isinstance(source, OmegaConfBaseException) and source.full_key:
         place = f"{str(error).partition(':')[0]}: " if str(error).startswith("In '") else ""
         return place + _explain_key(source)

@@ -221,7 +221,7 @@ class Trainer:
 class Checkpoint:
     """One checkpoint at the end and one every `every` iterations (0: only at the end)."""
 
-    every: int = setting(0, NONNEGATIVE)
+    every: int = setting(1, NONNEGATIVE)
     keep: int = setting(2, Range(1))
 
 
