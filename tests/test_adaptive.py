@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from recorded import Recorder
 
@@ -38,6 +38,8 @@ falls = st.floats(min_value=0.05, max_value=0.95)
 def test_stairs_are_equally_long_and_hit_both_ends(
     start: float, end: float, stairs: int, iterations: int
 ) -> None:
+    # Ends an ulp apart leave no room for stairs.
+    assume(start == end or abs(math.log(start / end)) > 1e-9)
     taus = [
         staircase(i / (iterations - 1), start=start, end=end, stairs=stairs)
         for i in range(iterations)

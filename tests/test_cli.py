@@ -178,6 +178,42 @@ def test_a_run_gets_a_folder_with_microseconds_and_its_configuration(
     assert {path.name for path in first.iterdir()} == {".hydra", "outcome.json"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("improvement=chromatic", "improvement.guard=damp"),
+            "guard is 'damp' with order=chromatic",
+        ),
+        (("evaluation=local", "improvement.guard=skip"), "the local engine has no guarantees"),
+        (("schedule=certified", "trainer.hold=policy"), "hold is 'policy', so τ changes no law"),
+        (("schedule=certified", "schedule.end=3"), "end = 3.0 is above start = 1.0"),
+        (("dynamics=asynchronous", "evaluation=local"), "dynamics is 'asynchronous', which only"),
+        (("locality=keep", "locality.target=0.1"), "target is 0.1, but the floor"),
+        (("improvement.objective=reward", "improvement.prox=0"), "prox is 0.0; it must be > 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_leave_nothing_behind(
+    train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert train("env.n=3", *arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_more_is_kept(train: Train, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep me")
+    assert train("env.n=3", "locality=keep", "locality.target=0.1", "hydra.run.dir=mine") == 2
+    assert (mine / "notes.txt").read_text() == "keep me"
+
+
 def test_the_model_is_built_once_and_handed_to_the_job(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

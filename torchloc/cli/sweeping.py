@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from torchloc.cli.locking import LOCK
 from torchloc.errors import InputError, SolveError
 
 OUTCOME = "outcome.json"
@@ -82,6 +84,18 @@ def record(folder: Path, run: Callable[[], None], *, swallow: bool) -> None:
         part = folder / f"{OUTCOME}.part"
         part.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
         part.replace(folder / OUTCOME)
+
+
+def forget(folder: Path) -> None:
+    """Takes back the folder of a run that was refused before it began; one that holds more stays."""
+    if {path.name for path in folder.iterdir()} - {".hydra", LOCK, OUTCOME}:
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for name in (LOCK, OUTCOME):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # until one is not empty
+        for empty in (folder, *folder.parents[:2]):
+            empty.rmdir()
 
 
 def start(jobs: Sequence[DictConfig]) -> None:

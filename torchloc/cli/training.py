@@ -136,7 +136,7 @@ def run() -> None:
     if not _only_shows_something(args):
         jobs = _jobs_in_advance(args)
         model = None if _sweeps(args) or args.cfg else build_model(jobs[0])
-    refused: list[Exception] = []
+    refused: list[tuple[Exception, Path]] = []
 
     def task(cfg: DictConfig) -> None:
         job = HydraConfig.get()
@@ -145,7 +145,7 @@ def run() -> None:
             sweeping.record(folder, lambda: run_job(cfg, model), swallow=swept)
         except (InputError, SolveError) as error:
             # Hydra would print a line of its own before it raises.
-            refused.append(error)
+            refused.append((error, folder))
 
     sweeping.start(jobs if _sweeps(args) else [])
     # With full errors Hydra raises to the outermost function in place of printing and exiting.
@@ -161,8 +161,10 @@ def run() -> None:
     except Exception:
         sweeping.report("torchloc-train", jobs)
         raise
-    if refused:
-        raise refused[0]
+    for error, folder in refused:
+        if isinstance(error, InputError):
+            sweeping.forget(folder)
+        raise error
     folders, failed = sweeping.report("torchloc-train", jobs)
     for folder in folders:
         print(f"all jobs: tensorboard --logdir {shlex.quote(str(folder))}")
