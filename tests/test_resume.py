@@ -313,6 +313,36 @@ def newest(folder: Path | None) -> Path | None:
     return found[-1] if found else None
 
 
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_line_with_the_last_checkpoint_whole(
+    tmp_path: Path,
+) -> None:
+    """No file may pass 20 kB: tables of 2⁸ observations an agent do not fit, those of 2² do."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from torchloc import cli; sys.argv = ['torchloc-train', *sys.argv[1:]]; cli.train()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "policy=tabular",
+        "logging.tensorboard=false",
+        "name=t",
+    ]
+    command += ["trainer.iterations=2", "logging.progress=false", "checkpoint.every=1"]
+    small = subprocess.run([*command, "env.n=3"], cwd=tmp_path, capture_output=True, check=False)
+    assert small.returncode == 0, small.stderr
+    folder = the_run(tmp_path)
+    whole = checkpoint.load(folder)
+    large = [*command, "env.n=8", "scopes.hops=7", f"hydra.run.dir={folder}"]
+    done = subprocess.run(large, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be written: " in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert checkpoint.load(folder).iteration == whole.iteration
+    assert not list(folder.glob(".*.tmp"))
+
+
 def test_an_exception_of_a_users_callback_loses_nothing(tmp_path: Path) -> None:
     class Mistaken(tl.Callback):
         def on_iteration_end(self, trainer: tl.Trainer, state: tl.TrainState) -> None:

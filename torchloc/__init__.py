@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchloc.certificate import certify
     from torchloc.engine import Evaluation
-    from torchloc.errors import BudgetError, InputError, SolveError
+    from torchloc.errors import BudgetError, FileError, InputError, SolveError
     from torchloc.evaluation.joint import JointEvaluation
     from torchloc.evaluation.local import LocalEvaluation, local_logits
     from torchloc.evaluation.rollout import simulate
@@ -38,6 +38,7 @@ _MODULES = {
     "Callback": "torchloc.trainer",
     "Evaluation": "torchloc.engine",
     "FactoredMDP": "torchloc.mdp",
+    "FileError": "torchloc.errors",
     "Improvement": "torchloc.improvement",
     "InputError": "torchloc.errors",
     "JointEvaluation": "torchloc.evaluation.joint",
@@ -69,6 +70,7 @@ __all__ = [
     "Callback",
     "Evaluation",
     "FactoredMDP",
+    "FileError",
     "Improvement",
     "InputError",
     "JointEvaluation",

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from torchloc import checkpoint
 from torchloc.certificate import Ladder
-from torchloc.errors import InputError
+from torchloc.errors import FileError, InputError
 from torchloc.figures import heat_map
 from torchloc.trainer import Callback, Trainer, TrainState
 
@@ -118,7 +118,14 @@ class Checkpoint(Callback):
         self.saved: Path | None = None
 
     def _save(self, state: TrainState) -> None:
-        self.saved = checkpoint.save(state.snapshot, self.folder, configuration=self.configuration)
+        try:
+            path = checkpoint.save(state.snapshot, self.folder, configuration=self.configuration)
+        except FileError as error:
+            left = (
+                f"the last one is whole: {self.saved}" if self.saved else "there is none before it"
+            )
+            raise FileError(f"{error}; {left}") from error
+        self.saved = path
         checkpoint.prune(self.folder, self.keep)
 
     def on_run_start(self, trainer: Trainer, state: TrainState) -> None:

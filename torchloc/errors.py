@@ -15,3 +15,7 @@ class BudgetError(InputError):
 
 class SolveError(RuntimeError):
     """A numerical solve that did not reach its tolerance, or that has no unique answer."""
+
+
+class FileError(RuntimeError):
+    """A file that could not be written for reasons outside the input, such as a full disk."""

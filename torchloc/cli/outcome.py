@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from torchloc.errors import InputError, SolveError
+from torchloc.errors import FileError, InputError, SolveError
 
 DONE, FAILED, BAD_INPUT, UNCERTIFIED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -52,7 +52,7 @@ def exit_code(name: str, body: Callable[[], int], start: Callable[..., Any] | No
     except InputError as error:
         _complain(name, error)
         return BAD_INPUT
-    except SolveError as error:
+    except (SolveError, FileError) as error:
         _complain(name, error)
         return FAILED
     except Terminated:

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc.cli.locking import LOCK
-from torchloc.errors import InputError, SolveError
+from torchloc.errors import FileError, InputError, SolveError
 
 OUTCOME = "outcome.json"
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
@@ -61,7 +61,7 @@ def record(folder: Path, run: Callable[[], None], *, swallow: bool) -> None:
     try:
         run()
     except Exception as error:
-        expected = isinstance(error, InputError | SolveError)
+        expected = isinstance(error, InputError | SolveError | FileError)
         text = " ".join(str(error).split())
         status, message = FAILED, text if expected else f"{type(error).__name__}: {text}"
         if not swallow:
@@ -82,8 +82,15 @@ def record(folder: Path, run: Callable[[], None], *, swallow: bool) -> None:
             "seconds": time.perf_counter() - start,
         }
         part = folder / f"{OUTCOME}.part"
-        part.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
-        part.replace(folder / OUTCOME)
+        try:
+            part.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
+            part.replace(folder / OUTCOME)
+        except OSError as error:
+            if status == DONE:
+                raise FileError(
+                    f"{folder / OUTCOME} cannot be written: {error.strerror}"
+                ) from error
+            # What ended the run is told; where the disk is full this file would only say it again.
 
 
 def forget(folder: Path) -> None:

@@ -23,7 +23,7 @@ from torchloc.cli import resuming, sweeping
 from torchloc.cli.building import build_model, build_trainer
 from torchloc.cli.locking import owned
 from torchloc.cli.outcome import heed, refuse
-from torchloc.errors import InputError, SolveError
+from torchloc.errors import FileError, InputError, SolveError
 
 if TYPE_CHECKING:
     from torchloc.checkpoint import Checkpoint
@@ -143,7 +143,7 @@ def run() -> None:
         folder, swept = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
         try:
             sweeping.record(folder, lambda: run_job(cfg, model), swallow=swept)
-        except (InputError, SolveError) as error:
+        except (InputError, SolveError, FileError) as error:
             # Hydra would print a line of its own before it raises.
             refused.append((error, folder))
 

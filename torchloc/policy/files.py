@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchloc.errors import InputError
+from torchloc.errors import FileError, InputError
 from torchloc.graphs import Scopes
 from torchloc.policy import networks
 
@@ -85,6 +85,7 @@ def write(path: str | PathLike[str], named: Mapping[str, Tensor], about: Mapping
 
     Raises:
         InputError: The folder of `path` does not exist, or `path` is a folder.
+        FileError: It cannot be written, as on a full disk; what stood at `path` is as it was.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -97,6 +98,9 @@ def write(path: str | PathLike[str], named: Mapping[str, Tensor], about: Mapping
         with scratch.open("rb") as stream:
             os.fsync(stream.fileno())
         scratch.replace(target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileError(f"{target} cannot be written: {reason}") from error
     finally:
         scratch.unlink(missing_ok=True)
 
