@@ -373,3 +373,35 @@ def test_a_rung_is_kept_under_its_target(how: str) -> None:
     assert max(value for key, value in worst.items() if key is not None) <= 0.9 + 8 * UNIT
     assert last["locality/agents_changed"] > 0 and last["locality/smallest_scale"] < 1.0
     assert last["locality/rho_before"] > 0.9 and last["effect/locality"] < 0.0
+
+
+@pytest.mark.parametrize("engine", ["joint", "local"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_stop_the_run_with_iteration_and_agent(
+    value: float, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sweep leaves is looked at before anything is computed from it; the snapshot before is whole."""
+    policy = tl.SoftmaxPolicy.tabular(MDP, tl.neighbourhood_scopes(MDP))
+    trainer = Trainer(
+        MDP,
+        policy,
+        schedule=cooling(),
+        iterations=3,
+        evaluation=Evaluation(engine=engine, kappa=1),  # pyright: ignore[reportArgumentType]
+    )
+    sweep = trainer.engine.sweep
+
+    def poisoned(*arguments: object) -> object:
+        result = sweep(*arguments)  # pyright: ignore[reportArgumentType]
+        if trainer.state.iteration == 1:
+            with torch.no_grad():
+                policy.networks[0].table[-1, 0, 1] = value  # pyright: ignore[reportArgumentType]
+        return result
+
+    monkeypatch.setattr(trainer.engine, "sweep", poisoned)
+    agent = int(policy.groups[0].agents[-1])
+    with pytest.raises(
+        tl.SolveError, match=f"iteration 2: the logits of agent {agent} have become"
+    ):
+        trainer.run()
+    assert trainer.state.iteration == trainer.state.snapshot.iteration == 1

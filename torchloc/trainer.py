@@ -204,7 +204,11 @@ class Trainer:
             self._tell("on_run_start")
             while self.state.iteration < self.iterations:
                 self._tell("on_iteration_start")
-                self._iterate()
+                try:
+                    self._iterate()
+                except SolveError as broken:
+                    place = f"iteration {self.state.iteration + 1}"
+                    raise SolveError(f"{place}: {broken}") from broken
                 self._tell("on_iteration_end")
         except BaseException as caught:
             error = caught
@@ -229,6 +233,7 @@ class Trainer:
         values, records, gains = self.engine.sweep(
             cooled, policy, self._epsilon, self._charge(policy)
         )
+        check_numbers(policy)
         effects = self.engine.effects(state.values, cooled, values)
         if self.locality is not None:
             values, paid = self._kept_local(values, policy, self.locality)
@@ -394,6 +399,25 @@ class Trainer:
 def first_temperature(schedule: Schedule) -> float:
     """The temperature that a run begins with."""
     return schedule.start if isinstance(schedule, Adaptive) else schedule(0.0)
+
+
+def check_numbers(policy: SoftmaxPolicy) -> None:
+    """Stops where logits are no numbers: −∞ forbids an action, NaN and +∞ mean nothing.
+
+    Raises:
+        SolveError: With the agent.
+    """
+    for index, group in enumerate(policy.groups):
+        with torch.no_grad():
+            logits = policy.group_logits(index)
+        bad = torch.isnan(logits) | torch.isposinf(logits)
+        if bool(bad.any()):
+            row = int(bad.flatten(1).any(dim=1).nonzero()[0])
+            value = float(logits[row][bad[row]][0])
+            raise SolveError(
+                f"the logits of agent {int(group.agents[row])} have become {value}: its gains, or its prox step "
+                f"(τ/η), are beyond the range of its weights; raise prox, or the lowest temperature"
+            )
 
 
 class Stopwatch:
