@@ -66,6 +66,17 @@ def test_a_run_goes_on_where_it_stopped(kind: str, tmp_path: Path) -> None:
     assert torch.equal(*actions)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_agents_that_see_nothing_and_short_floats_are_kept(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Arrays without entries, and numbers that NumPy does not know, have a digest too."""
+    policy = tl.SoftmaxPolicy.tabular(MDP, [[]] * 4, scale=1.0, dtype=dtype)
+    loaded = checkpoint.load(checkpoint.save(_snapshot(policy=policy), tmp_path))
+    for name, value in policy.state_dict().items():
+        assert torch.equal(loaded.policy.state_dict()[name], value), name
+
+
 def test_a_snapshot_is_detached_from_the_run(tmp_path: Path) -> None:
     policy, generator = _policy(), torch.Generator().manual_seed(0)
     snapshot = Snapshot.take(1, policy, generator)
