@@ -166,7 +166,9 @@ def test_an_interrupted_sweep_leaves_the_checkpoint_of_the_iteration_before(
     trainer, recorder = prepare(PAIR, kind=kind, callbacks=[saving])
     with pytest.raises(type(error)):
         trainer.run()
-    assert recorder.error is error and len(recorder.states) == 1
+    # A failed solve is told with its iteration; all else reaches the callbacks as it was raised.
+    assert recorder.error is error or recorder.error.__cause__ is error
+    assert len(recorder.states) == 1
     before = recorder.parameters[0]
     live = trainer.state.policy.state_dict()
     assert any(not torch.equal(live[name], before[name]) for name in before)

@@ -174,7 +174,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(tl.FileError, match="cannot be written: no space left"):
         checkpoint.save(_snapshot(), tmp_path, configuration="new")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before

@@ -223,7 +223,9 @@ def test_a_solve_that_fails_in_another_process_keeps_its_sentence(
     done = console(tmp_path, launcher, *QUIET, "env=leader_follower", "env.mutual=true,false")
     assert done.returncode == cli.FAILED
     first, last = done.stderr.splitlines()
-    assert first.startswith("torchloc-train: job 0 (env.mutual=True): the chain has 3 closed ")
+    assert first.startswith(
+        "torchloc-train: job 0 (env.mutual=True): iteration 1: the chain has 3 closed "
+    )
     assert last == "torchloc-train: 1 of 2 jobs failed"
     assert outcome(jobs(tmp_path)[1])["status"] == "done"
 

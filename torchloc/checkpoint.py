@@ -156,7 +156,9 @@ def _digest(iteration: int, configuration: str, tensors: Mapping[str, Tensor]) -
     for name in sorted(tensors):
         value = tensors[name]
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if value.numel():
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
