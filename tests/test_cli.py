@@ -175,7 +175,7 @@ def test_a_run_gets_a_folder_with_microseconds_and_its_configuration(
     assert OmegaConf.load(first / ".hydra" / "config.yaml").env.n == 3
     # Hydra's own logging stays off the terminal and out of the folder.
     assert capsys.readouterr() == ("", "")
-    assert {path.name for path in first.iterdir()} == {".hydra", "outcome.json"}
+    assert {path.name for path in first.iterdir()} == {".hydra", ".lock", "outcome.json"}
 
 
 @pytest.mark.parametrize(

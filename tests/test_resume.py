@@ -260,12 +260,13 @@ def test_two_runs_cannot_write_one_folder(
     assert train(*QUIET, "trainer.iterations=1") == 0
     folder = the_run(tmp_path)
     capsys.readouterr()
-    lock = FileLock(folder / LOCK)
-    with lock:
+    before = (folder / "outcome.json").read_text()
+    with FileLock(folder / LOCK):
         (folder / ".owner.json").write_text('{"pid": 17, "host": "box", "since": "noon"}')
         assert train(f"resume={folder}", "trainer.iterations=2") == 2
     told = capsys.readouterr().err
     assert "is being written by process 17 on box, since noon; wait until it ends" in told
+    assert (folder / "outcome.json").read_text() == before
     with owned(folder), pytest.raises(tl.InputError, match="is being written by process"):
         with owned(folder):
             pass

@@ -22,7 +22,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from torchloc.cli.locking import LOCK
+from torchloc.cli.locking import LOCK, owned
 from torchloc.errors import FileError, InputError, SolveError
 
 OUTCOME = "outcome.json"
@@ -55,7 +55,15 @@ def record(folder: Path, run: Callable[[], None], *, swallow: bool) -> None:
         folder: Of the run.
         run: The job.
         swallow: Whether an error ends here; a defect shows its traceback first.
+
+    Raises:
+        InputError: Another run writes the folder; nothing is left in it.
     """
+    with owned(folder):
+        _record(folder, run, swallow)
+
+
+def _record(folder: Path, run: Callable[[], None], swallow: bool) -> None:
     start = time.perf_counter()
     status, message = DONE, None
     try:

@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from torchloc import config
 from torchloc.cli import resuming, sweeping
 from torchloc.cli.building import build_model, build_trainer
-from torchloc.cli.locking import owned
 from torchloc.cli.outcome import heed, refuse
 from torchloc.errors import FileError, InputError, SolveError
 
@@ -70,7 +69,7 @@ def train_in(
         resume: Where it goes on from; None: it begins.
 
     Raises:
-        InputError: The model or the settings are at fault, or another run writes the folder.
+        InputError: The model or the settings are at fault.
         SolveError: An exact solve failed.
     """
     mdp, scopes = build_model(cfg) if model is None else model
@@ -102,8 +101,7 @@ def train_in(
     hooks.append(Heed())
     shown = folder if logging.tensorboard else None
     hooks.append(callbacks.ProgressBar(enabled=logging.progress and bar, folder=shown))
-    with owned(folder):
-        build_trainer(cfg, mdp, scopes, hooks, resume).run()
+    build_trainer(cfg, mdp, scopes, hooks, resume).run()
 
 
 def run() -> None:
