@@ -180,6 +180,16 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == before
 
 
+def test_what_a_killed_writer_left_is_tidied(tmp_path: Path) -> None:
+    path = checkpoint.save(_snapshot(), tmp_path)
+    left = tmp_path / f".{path.name}.4711.tmp"
+    left.write_bytes(b"half a file")
+    mine = tmp_path / ".notes.tmp"
+    mine.write_bytes(b"not of a checkpoint")
+    checkpoint.tidy(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [mine, path]
+
+
 def test_an_interrupt_while_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ class Checkpoint(Callback):
 
     def on_run_start(self, trainer: Trainer, state: TrainState) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.tidy(self.folder)
 
     def on_iteration_end(self, trainer: Trainer, state: TrainState) -> None:
         if self.every and state.iteration % self.every == 0:

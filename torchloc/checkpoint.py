@@ -182,3 +182,9 @@ def prune(folder: str | PathLike[str], keep: int) -> None:
         raise InputError(f"keep is {keep}; at least 1 checkpoint must stay")
     for old in saved(folder)[:-keep]:
         old.unlink()
+
+
+def tidy(folder: str | PathLike[str]) -> None:
+    """Deletes what writers that were killed have left; for the one who owns the folder."""
+    for left in Path(folder).glob(f".{PATTERN}.*.tmp"):
+        left.unlink(missing_ok=True)
