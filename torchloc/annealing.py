@@ -16,7 +16,10 @@ from torchloc.spectral import spectral_radius
 
 
 def truncation_bias(epsilon: FloatArray, gains: Gains) -> float:
-    """Σ_k ε_k TV_k, 0 · ∞ = 0: what truncation may have cost what the agents moved.
+    """Σ_k ε_k TV_k, 0 · ∞ = 0: what truncation may have cost what the agents moved, in units of reward a step.
+
+    With gains of a ledger an upper bound of what the blocks' guarantees lose by truncation (theory: named
+    term `truncation_error`); with estimated gains an estimate.
 
     Args:
         epsilon: (K,) certified ε_k.

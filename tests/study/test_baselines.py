@@ -24,7 +24,7 @@ from torchloc.trainer import Evaluation, Improvement, Trainer
 SOLVE = 1e-9
 """Exact solves are held to 1e-10 in units of max(1, max |r|), which is at most n; planning to 1e-9."""
 NAMES = ["uniform", "hand rule", "myopic"]
-LOCAL, JOINT = "optimum, deterministic on these scopes", "optimum, all joint policies"
+LOCAL, JOINT = "local optimum", "joint optimum"
 
 
 def settings(*overrides: str) -> dict[str, Any]:

@@ -30,11 +30,6 @@ METRIC = "reward/per_agent"
 PAGE, ROWS, NUMBERS, PICTURES = "comparison.html", "comparison.csv", "comparison.json", "figures"
 _WITHIN = Range(0, 100, low_open=True, high_open=True)
 _OURS = re.compile(r"(\d\d+_)?[a-z_]+\.png")
-_SHORT = {
-    "optimum, all joint policies": "joint optimum",
-    "optimum, deterministic on these scopes": "local optimum",
-}
-"""What runs and pictures call the two optima."""
 _LISTED = 10
 """Runs left out that the terminal lists; the page lists all."""
 
@@ -193,10 +188,7 @@ def _references(panel: Panel, metric: str) -> tuple[list[Reference], list[str]]:
         known = references(panel.runs[0].config)
     except SolveError as error:
         return [], [str(error)]
-    found = [
-        Reference(_SHORT.get(one.name, one.name), one.reward / count, one.note)
-        for one in known.found
-    ]
+    found = [Reference(one.name, one.reward / count, one.note) for one in known.found]
     return found, list(known.missing)
 
 

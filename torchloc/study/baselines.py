@@ -125,7 +125,7 @@ def baselines(
             return "searched for the average reward only"
         best = best_deterministic_local(mdp, scopes, dynamics=dynamics)
         left = f", {best.multichain} with several closed classes left out" * (best.multichain > 0)
-        return best.gain, f"enumeration of all deterministic policies{left}"
+        return best.gain, f"best of all deterministic policies on these scopes{left}"
 
     def of_optimum() -> tuple[float, str] | str:
         pairs = mdp.n_states * mdp.n_joint_actions
@@ -136,14 +136,14 @@ def baselines(
         best = optimal_control(mdp, discount=evaluation.discount, dynamics=dynamics)
         return (
             rate * best.gain,
-            f"value iteration, to ± {0.5 * rate * (best.upper - best.lower):.1g}",
+            f"all joint policies, by value iteration, to ± {0.5 * rate * (best.upper - best.lower):.1g}",
         )
 
     add("uniform", lambda: of_policy(blind, "every agent at random"))
     add("hand rule", of_rule)
     add("myopic", of_myopic)
-    add("optimum, deterministic on these scopes", of_local_optimum)
-    add("optimum, all joint policies", of_optimum)
+    add("local optimum", of_local_optimum)
+    add("joint optimum", of_optimum)
     return Baselines(tuple(found), tuple(missing))
 
 
