@@ -101,7 +101,7 @@ def contents(path: Path) -> dict[str, Array]:
     ("change", "words"),
     [
         (lambda a: a.pop("torchloc_model"), ["no torchloc model"]),
-        (lambda a: a.update(torchloc_model=np.int64(2)), ["format 2", "format 1"]),
+        (lambda a: a.update(torchloc_model=np.int64(3)), ["format 3", "formats 1 to 2"]),
         (lambda a: a.update(torchloc_model=np.arange(3)), ["damaged"]),
         (lambda a: a.pop("kernel_0_table"), ["damaged", "kernel_0_table"]),
         (lambda a: a.pop("state_sizes"), ["damaged", "state_sizes"]),

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from torchloc.improvement import Improvement
     from torchloc.lipschitz import LipschitzMonitor
     from torchloc.locality import Locality
-    from torchloc.mdp import FactoredMDP, KernelBatch, LocalKernel, LocalReward, RewardBatch
+    from torchloc.mdp import (
+        CountBatch,
+        CountKernel,
+        CountRewardBatch,
+        FactoredMDP,
+        KernelBatch,
+        LocalKernel,
+        LocalReward,
+        RewardBatch,
+    )
     from torchloc.policy import SoftmaxPolicy
     from torchloc.sensitivity import (
         action_sensitivity,
@@ -36,6 +45,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "BudgetError": "torchloc.errors",
     "Callback": "torchloc.trainer",
+    "CountBatch": "torchloc.mdp",
+    "CountKernel": "torchloc.mdp",
+    "CountRewardBatch": "torchloc.mdp",
     "Evaluation": "torchloc.engine",
     "FactoredMDP": "torchloc.mdp",
     "FileError": "torchloc.errors",
@@ -68,6 +80,9 @@ _MODULES = {
 __all__ = [
     "BudgetError",
     "Callback",
+    "CountBatch",
+    "CountKernel",
+    "CountRewardBatch",
     "Evaluation",
     "FactoredMDP",
     "FileError",

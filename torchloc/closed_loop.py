@@ -23,8 +23,9 @@ from torch import Tensor
 from torchloc.alike import at_rows, coincidences, equal_rows
 from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
-from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
-from torchloc.mdp.checks import IntArray
+from torchloc.mdp import FactoredMDP
+from torchloc.mdp.checks import FloatArray, IntArray
+from torchloc.mdp.gathering import Kernels, Rewards
 from torchloc.policy import AgentGroup, SoftmaxPolicy
 
 ENTRY_BUDGET = 100_000_000
@@ -199,9 +200,10 @@ class LocalClass:
 
 
 def local_classes(
-    batch: KernelBatch | RewardBatch,
+    batch: Kernels | Rewards,
     tables: Layout,
     flags: IntArray | None = None,
+    own: FloatArray | None = None,
 ) -> Iterator[LocalClass]:
     """Sorts the sites of a batch into classes of equal closed-loop structure.
 
@@ -209,11 +211,14 @@ def local_classes(
         batch: Kernels or reward terms.
         tables: Gives the scopes.
         flags: (B, q) integers that must be equal within a class; None for none.
+        own: (B or 1, *S, *A, …) what stands in place of the batch's table: of parents that are counted,
+            only own ones have axes.
 
     Yields:
         Classes that together hold every row once.
     """
     actions = batch.actions
+    table = batch.table if own is None else own
     groups = tables.group_of[actions]
     kinds = groups if flags is None else np.concatenate([groups, flags], axis=1)
     for kind, rows in equal_rows(kinds):
@@ -235,9 +240,7 @@ def local_classes(
                 sizes=tuple(int(sizes[c]) for c in kept),
                 table=torch.tensor(
                     # All rows as they are: a plain copy is much faster than a gather.
-                    batch.table
-                    if len(batch.table) == 1 or len(picked) == len(batch)
-                    else batch.table[picked]
+                    table if len(table) == 1 or len(picked) == len(batch) else table[picked]
                 ),
                 n_states=batch.states.shape[1],
                 agents=at_rows(actions, picked),

@@ -174,8 +174,8 @@ def _cliques(
             break
     met = _product(seen, reach)  # agents that reach what agent k sees
     n_terms = sum(map(len, mdp.rewards))
-    reads = _incidence(*_members([m.states for m in mdp.rewards]), n_terms, moving[0])
-    acts = _incidence(*_members([m.actions for m in mdp.rewards]), n_terms, moving[1])
+    reads = _incidence(*_members([m.state_parents for m in mdp.rewards]), n_terms, moving[0])
+    acts = _incidence(*_members([m.action_parents for m in mdp.rewards]), n_terms, moving[1])
     cliques = acts + _product(reads, reach) + _product(acts, met)
     if objective == "entropy":
         own = _incidence(np.arange(agents), np.arange(agents), agents, moving[1])

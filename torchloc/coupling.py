@@ -26,7 +26,7 @@ from torch import Tensor
 from torchloc.closed_loop import PolicyTables, local_classes
 from torchloc.contraction import Dynamics, LocalFunctions, Pullback, pull_back
 from torchloc.errors import BudgetError, InputError
-from torchloc.mdp import FactoredMDP, KernelBatch
+from torchloc.mdp import CountBatch, FactoredMDP, KernelBatch
 from torchloc.policy import AgentGroup
 from torchloc.sensitivity import couple, entries_matrix, shared_agents
 
@@ -59,7 +59,7 @@ def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int | None) -> 
         mdp: The model.
         tables: The policy's laws.
         steps: m ≥ 1; None takes steps while all D_m together stay within `AUTO_ENTRIES`, at most
-            `AUTO_STEPS` of them.
+            `AUTO_STEPS` of them; none where a kernel that counts is too large to be written out.
 
     Raises:
         InputError: m < 1.
@@ -68,6 +68,10 @@ def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int | None) -> 
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
+    if steps is None and any(
+        isinstance(batch, CountBatch) and batch.table_entries > PAIR_ENTRIES for batch in mdp.kernels
+    ):
+        return CoupledSteps((), ())
     dynamics = pair_dynamics(mdp, tables)
     functions = [
         LocalFunctions(
@@ -134,7 +138,7 @@ def pair_dynamics(mdp: FactoredMDP, tables: PolicyTables) -> Dynamics:
 def _pair_kernels(
     mdp: FactoredMDP, tables: PolicyTables, shared: np.ndarray, number: np.ndarray
 ) -> Iterator[KernelBatch]:
-    for batch in mdp.kernels:
+    for batch in mdp.tabulated(PAIR_ENTRIES).kernels:
         for local in local_classes(batch, tables, shared[batch.actions].astype(np.int64)):
             keep = [k for k, flag in enumerate(local.flags) if flag]
             law = local.averaged(tables, keep)

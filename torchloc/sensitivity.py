@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from torchloc.alike import equal_rows, first_places
+from torchloc.closed_counts import counted_influence
 from torchloc.closed_loop import (
     ENTRY_BUDGET,
     LocalClass,
@@ -35,10 +37,14 @@ from torchloc.closed_loop import (
 )
 from torchloc.errors import BudgetError, InputError
 from torchloc.lipschitz import certified_spreads, scope_matrix
-from torchloc.mdp import FactoredMDP
+from torchloc.mdp import CountBatch, FactoredMDP, KernelBatch
 from torchloc.mdp.checks import IntArray
+from torchloc.mdp.gathering import Kernels
 from torchloc.policy import SoftmaxPolicy
 from torchloc.shapes import Float
+
+COUNT_ENTRIES = 2**14
+"""Entries of a kernel that counts up to which it is written out where its actions are coupled."""
 
 Rung = Literal["coupled", "exact", "span", "tanh", "paper", "scope"]
 RUNGS: tuple[Rung, ...] = ("coupled", "exact", "span", "tanh", "paper", "scope")
@@ -50,7 +56,7 @@ def state_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
     Returns:
         (N, N) CSR without stored zeros (paper, Section 2).
     """
-    parts = [(b.coordinates, b.states, b.state_influence()) for b in mdp.kernels]
+    parts = [(b.coordinates, b.state_parents, b.state_influence()) for b in mdp.kernels]
     return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))
 
 
@@ -60,7 +66,7 @@ def action_sensitivity(mdp: FactoredMDP) -> sp.csr_array:
     Returns:
         (N, K) CSR without stored zeros (paper, Section 2).
     """
-    parts = [(b.coordinates, b.actions, b.action_influence()) for b in mdp.kernels]
+    parts = [(b.coordinates, b.action_parents, b.action_influence()) for b in mdp.kernels]
     return entries_matrix(parts, (mdp.n_coordinates, mdp.n_agents))
 
 
@@ -153,7 +159,9 @@ def influence(mdp: FactoredMDP, policy: SoftmaxPolicy, rung: str = "coupled") ->
         raise InputError(f"rung is {rung!r}; choose one of {', '.join(RUNGS)}")
     policy.check(mdp)
     if rung == "coupled":
-        return coupled_influence(mdp, PolicyTables.read(policy))
+        matrix = coupled_influence(mdp, PolicyTables.read(policy))
+        rest = sp.diags_array((~coupled_rows(mdp)).astype(np.float64))
+        return sp.csr_array(matrix + rest @ influence(mdp, policy, "exact"))
     product = action_sensitivity(mdp) @ policy_sensitivity(policy, rung)
     return sp.csr_array(state_sensitivity(mdp) + product)
 
@@ -167,6 +175,7 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
 
     Raises:
         InputError: N ≠ K, where agents and coordinates do not correspond.
+        BudgetError: A kernel that counts is too large to be written out.
     """
     if mdp.n_coordinates != mdp.n_agents:
         raise InputError(
@@ -174,7 +183,7 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
             f"coordinates and {mdp.n_agents} agents"
         )
     parts = []
-    for batch in mdp.kernels:
+    for batch in mdp.tabulated().kernels:
         causes = np.concatenate([batch.states, batch.actions], axis=1)
         for pattern, members in equal_rows(first_places(causes)):
             table = batch.table if len(batch.table) == 1 else batch.table[members]
@@ -208,7 +217,8 @@ def coupled_influence(
 
     Args:
         mdp: The model.
-        tables: The policy's laws; rows that need laws that were not read are left empty.
+        tables: The policy's laws; rows that need laws that were not read are left empty, and so are
+            those of `coupled_rows`.
         all_private: Average every action out. The result is then C^π, which is sound in place of
             K^π only where one coordinate moves per step.
 
@@ -222,12 +232,42 @@ def coupled_influence(
     shared = np.zeros(mdp.n_agents, dtype=np.bool_) if all_private else shared_agents(mdp)
     parts = []
     for batch in mdp.kernels:
-        for local in local_classes(batch, tables, shared[batch.actions].astype(np.int64)):
-            if not tables.holds(local.agents[0]):
-                continue
-            causes, values = _coupled_class(local, tables)
-            parts.append((batch.coordinates[local.rows], causes, values.numpy()))
+        how = _coupling(batch, shared)
+        if how == "counted" and isinstance(batch, CountBatch):
+            parts += list(counted_influence(batch, tables))
+        for table in _tables(batch) if how == "table" else ():
+            for local in local_classes(table, tables, shared[table.actions].astype(np.int64)):
+                if not tables.holds(local.agents[0]):
+                    continue
+                causes, values = _coupled_class(local, tables)
+                parts.append((table.coordinates[local.rows], causes, values.numpy()))
     return entries_matrix(parts, (mdp.n_coordinates, mdp.n_coordinates))
+
+
+def coupled_rows(mdp: FactoredMDP, *, all_private: bool = False) -> np.ndarray:
+    """(N,) bool: coordinates whose rows `coupled_influence` finds.
+
+    It leaves out kernels that count, read shared or counted actions, and are too large to be written
+    out. There the row of `exact` stands in: with every shared action coupled maximally and
+    independently, it bounds what that same coupling gives.
+    """
+    shared = np.zeros(mdp.n_agents, dtype=np.bool_) if all_private else shared_agents(mdp)
+    rows = np.zeros(mdp.n_coordinates, dtype=np.bool_)
+    for batch in mdp.kernels:
+        rows[batch.coordinates] = _coupling(batch, shared) != "left"
+    return rows
+
+
+def _coupling(batch: Kernels, shared: np.ndarray) -> Literal["table", "counted", "left"]:
+    if isinstance(batch, KernelBatch):
+        return "table"
+    if not batch.counters.actions.shape[1] and not shared[batch.actions].any():
+        return "counted"
+    return "table" if batch.table_entries <= COUNT_ENTRIES else "left"
+
+
+def _tables(batch: Kernels) -> Iterable[KernelBatch]:
+    return [batch] if isinstance(batch, KernelBatch) else batch.tables(COUNT_ENTRIES)
 
 
 def shared_agents(mdp: FactoredMDP) -> np.ndarray:

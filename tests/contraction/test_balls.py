@@ -209,7 +209,7 @@ def test_networks_of_a_step_are_the_operator(seed: int) -> None:
         operands = [f, *kernels, *laws]
         size = len(ball)
         for axis, host in enumerate(step.hosts):
-            assert axis in (*step.reads, *step.sees)[host]
+            assert axis in step.operands[host]
         pulled = step.pulling()(operands).expand(*step.result_sizes, size)
         total = step.averaging()(operands).expand(size)
         for at in range(size):

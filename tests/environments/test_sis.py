@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import networkx as nx
@@ -9,8 +10,9 @@ import pytest
 import reference
 
 from torchloc.environments import sis, sis_on
-from torchloc.errors import BudgetError, InputError
+from torchloc.errors import InputError
 from torchloc.graphs import dependency_matrix
+from torchloc.sensitivity import action_sensitivity, state_sensitivity
 
 
 def test_law_and_reward() -> None:
@@ -84,17 +86,35 @@ def test_supercritical_ring_over_several_steps() -> None:
 @pytest.mark.parametrize(
     ("graph", "degree"), [("karate", 17), ("les_miserables", 36), ("davis", 14)]
 )
-def test_contact_graphs_with_hubs_are_refused_with_their_size(graph: str, degree: int) -> None:
-    # The first node whose degree is over the limit is named; the limit is 12 neighbours.
-    with pytest.raises(BudgetError, match=r"state parents.*bytes.*smaller in-degree"):
-        sis(graph=graph)
-    assert degree > 12
+def test_contact_graphs_with_hubs_are_counted(graph: str, degree: int) -> None:
+    """E^s and E^a by hand, neighbour by neighbour, and the hub itself."""
+    beta, delta, eps = np.array([0.2, 0.05]), np.array([0.3, 0.6]), 0.01
+    mdp = sis(graph=graph)
+    edges = dependency_matrix(mdp).toarray()
+    degrees = edges.sum(axis=1) - 1
+    assert degrees.max() == degree
+    entry = state_sensitivity(mdp).toarray()
+    caught = 1.0 - (1.0 - eps) * (1.0 - beta) ** np.arange(degree + 1)[:, None]
+    off = ~np.eye(len(entry), dtype=bool)
+    np.testing.assert_allclose(entry[off], (edges * (1.0 - eps) * beta.max())[off], atol=1e-14)
+    own = [np.abs(1.0 - delta - caught[: d + 1]).max() for d in degrees]
+    np.testing.assert_allclose(entry.diagonal(), own, atol=1e-14)
+    act = [max((caught[: d + 1, 0] - caught[: d + 1, 1]).max(), 0.3) for d in degrees]
+    np.testing.assert_allclose(action_sensitivity(mdp).toarray().diagonal(), act, atol=1e-14)
 
 
-def test_twelve_neighbours_fit_and_thirteen_do_not() -> None:
-    assert sis(13, graph="star").kernels[-1].states.shape == (1, 13)
-    with pytest.raises(BudgetError, match=r"node 0 has 14 state parents.*524,288 bytes"):
-        sis(14, graph="star")
+@pytest.mark.parametrize("degree", [6, 9])
+def test_counts_are_the_tables(degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = sis(degree + 1, graph="star")
+    monkeypatch.setattr(sys.modules["torchloc.environments.sis"], "COUNTED", 99)
+    written = sis(degree + 1, graph="star")
+    for mine, other in zip(counted.tabulated().kernels, written.kernels, strict=True):
+        assert mine.coordinates.tolist() == other.coordinates.tolist()
+        # The count kernel reads itself first, the table last.
+        table = mine.table
+        if mine.states[0, 0] == mine.coordinates[0] and len(mine.states[0]) == degree + 1:
+            table = np.moveaxis(table, 1, degree + 1)
+        np.testing.assert_allclose(table, other.table, rtol=0, atol=1e-15)
 
 
 def test_real_contacts_below_the_limit() -> None:

@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from torchloc.environments import sysadmin, sysadmin_hand_rule, sysadmin_on
-from torchloc.errors import BudgetError, InputError
+from torchloc.errors import InputError
 from torchloc.graphs import neighbourhood_scopes
 from torchloc.mdp import FactoredMDP
 
@@ -316,12 +316,18 @@ def test_bad_graphs() -> None:
         sysadmin_on(nx.Graph([("leaf", "hub"), ("hub", "other")]), table="jair")
 
 
-def test_a_large_in_degree_is_refused_with_its_size() -> None:
-    inward = nx.DiGraph([(i, 0) for i in range(1, 14)])
-    with pytest.raises(BudgetError, match=r"node 0 .*14 state parents.*524,288 bytes.*262,144"):
-        sysadmin_on(inward)
-    inward.remove_node(13)
-    assert max(batch.states.shape[1] for batch in sysadmin_on(inward).kernels) == 13
+def test_a_large_in_degree_is_counted() -> None:
+    """The hub of a star with 500 leaves: its law and its sensitivities by hand."""
+    hub = sysadmin_on(nx.DiGraph([(i, 0) for i in range(1, 501)])).kernels[-1]
+    assert hub.coordinates.tolist() == [0]
+    on = np.arange(501)
+    np.testing.assert_allclose(hub.table[0, 1, 0, :, 1], 0.45 + 0.5 * (1 + on) / 501, atol=1e-15)
+    np.testing.assert_allclose(hub.table[0, 0, 0, :, 1], 0.05, atol=1e-15)
+    np.testing.assert_allclose(hub.table[0, :, 1, :, 1], 1.0, atol=1e-15)
+    entry = hub.state_influence()[0]
+    np.testing.assert_allclose(entry[1:], 0.5 / 501, atol=1e-14)
+    assert entry[0] == pytest.approx(0.9)
+    assert hub.action_influence()[0, 0] == pytest.approx(0.95)
 
 
 def test_hand_rule_refuses_bad_probabilities() -> None:

@@ -22,15 +22,19 @@ as exact reals, except that e^x is trusted to the last places.
 """
 
 from torchloc.certificate.certify import Certificate, certify
+from torchloc.certificate.given import TAGS, Sensitivities, Tag
 from torchloc.certificate.ladder import Environment, Ladder, Spreads, reward_oscillation
 from torchloc.certificate.rung import RungCertificate
 
 __all__ = [
+    "TAGS",
     "Certificate",
     "Environment",
     "Ladder",
     "RungCertificate",
+    "Sensitivities",
     "Spreads",
+    "Tag",
     "certify",
     "reward_oscillation",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from torchloc.certificate.given import NO_KERNELS, Sensitivities, Tag
 from torchloc.certificate.ladder import Environment, Ladder, Spreads, reward_oscillation
 from torchloc.certificate.rounding import outward
 from torchloc.certificate.rung import RungCertificate
@@ -18,7 +19,7 @@ from torchloc.errors import InputError
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import FloatArray
 from torchloc.mdp.dynamics import Dynamics, move_rates
-from torchloc.policy import SoftmaxPolicy
+from torchloc.policy import SoftmaxPolicy, checks
 from torchloc.policy.groups import ROW_BUDGET
 from torchloc.sensitivity import RUNGS
 from torchloc.spectral import SpectralBound
@@ -28,7 +29,8 @@ class Certificate(Mapping[str, RungCertificate]):
     """One `RungCertificate` a rung, from sharp to blunt; `certificate["paper"].rho.upper` and so on.
 
     Attributes:
-        floor: Bracket of ρ(E^s): no temperature brings the rungs `exact` … `scope` below it.
+        floor: Bracket of ρ(E^s), of its bounds where these are given: no temperature brings the rungs
+            `exact` … `scope` below it.
         kappa, discount, dynamics, objective: What was asked for.
         bounded: (K,) bool: agents whose scope is too large to enumerate. Their rows of Π are certified
             bounds of their networks on every rung but `scope`; those of the others are exact values.
@@ -69,6 +71,28 @@ class Certificate(Mapping[str, RungCertificate]):
         """lower ≤ ρ(E^s) ≤ upper."""
         return self.environment.floor
 
+    @property
+    def weakest(self) -> Tag:
+        """How the weakest entry of E^s and E^a is known; `exact` for a model."""
+        model = self.environment.model
+        return model.weakest if isinstance(model, Sensitivities) else "exact"
+
+    @property
+    def delta(self) -> float:
+        """δ: everything here holds with probability ≥ 1 − δ over the samples; 0 for a model."""
+        model = self.environment.model
+        return model.delta if isinstance(model, Sensitivities) else 0.0
+
+    @property
+    def standing(self) -> str:
+        """What the certificate rests on, in one sentence."""
+        model = self.environment.model
+        return (
+            model.standing
+            if isinstance(model, Sensitivities)
+            else "sensitivities of the model, exact"
+        )
+
     @cached_property
     def epsilon(self) -> FloatArray:
         """(K,) the smallest ε_k that any rung proves."""
@@ -81,7 +105,7 @@ class Certificate(Mapping[str, RungCertificate]):
 
 
 def certify(
-    mdp: FactoredMDP,
+    mdp: FactoredMDP | Sensitivities,
     policy: SoftmaxPolicy,
     kappa: int = 3,
     discount: float = 1.0,
@@ -89,7 +113,7 @@ def certify(
     *,
     objective: Literal["reward", "entropy"] = "reward",
     site_law: ArrayLike | None = None,
-    rungs: Sequence[str] = RUNGS,
+    rungs: Sequence[str] | None = None,
     steps: int | Literal["auto"] = 1,
     environment: Environment | None = None,
     budget: int = ROW_BUDGET,
@@ -97,7 +121,8 @@ def certify(
     """Certifies how local a policy makes a model.
 
     Args:
-        mdp: The model.
+        mdp: The model; or `Sensitivities`, such as `estimate_sensitivities` gives, where it is not known.
+            These have no kernels, hence no coupled rungs; the certificate inherits their weakest tag and δ.
         policy: A policy on its scopes. Scope states are enumerated where they fit a budget; beyond it
             networks are bounded (`lipschitz.logit_bounds`), never sampled.
         kappa: Truncation radius κ ≥ 0 of `delta_hat`, `tail` and `epsilon`.
@@ -105,7 +130,7 @@ def certify(
         dynamics: `synchronous`, or `asynchronous` (one coordinate moves per step; paper, B.6).
         objective: `entropy` adds τ_k Ent π_k to the reward whose oscillation is propagated.
         site_law: (N,) law ν of the coordinate that moves, asynchronous only; uniform if None.
-        rungs: Which rungs to compute, among those of `sensitivity.RUNGS`.
+        rungs: Which rungs to compute, among those of `sensitivity.RUNGS`; None: all that there are.
         steps: m ≥ 1; above 1, the rungs `coupled_2` … `coupled_m` join (synchronous dynamics). `auto` takes
             as many as a budget of entries allows.
         environment: E^s and E^a of this model, if computed already.
@@ -119,17 +144,22 @@ def certify(
             nor read.
         BudgetError: A closed loop is too large to enumerate.
     """
-    policy.check(mdp)
+    _check_model(mdp, policy)
+    given = isinstance(mdp, Sensitivities)
+    rungs = (RUNGS[1:] if given else RUNGS) if rungs is None else rungs
     _check(kappa, discount, dynamics, objective, rungs, steps)
+    if given and ("coupled" in rungs or steps not in (1, 1.0)):
+        raise InputError(NO_KERNELS)
     moves = move_rates(mdp.n_coordinates, dynamics, site_law)
     environment = environment or Environment(mdp)
-    if environment.mdp is not mdp:
+    if environment.model is not mdp:
         raise InputError(
             "environment was computed for another model; give Environment(mdp), or None"
         )
     averaged = dynamics == "asynchronous"
     ladder = Ladder(environment, policy, averaged=averaged, spreads=Spreads(policy, budget=budget))
-    b = reward_oscillation(ladder, entropy=objective == "entropy")
+    known = environment.rewards is not None or environment.reward_bound is not None
+    b = reward_oscillation(ladder, entropy=objective == "entropy") if known else None
     reach = outward(discount * (sp.diags_array(moves) @ ladder.action), 4)
     reach.eliminate_zeros()
     result = {}
@@ -160,6 +190,19 @@ def certify(
         objective=objective,
         bounded=ladder.bounded,
     )
+
+
+def _check_model(mdp: FactoredMDP | Sensitivities, policy: SoftmaxPolicy) -> None:
+    if isinstance(mdp, FactoredMDP):
+        policy.check(mdp)
+    elif isinstance(mdp, Sensitivities):
+        checks.check_fit(policy.state_sizes, mdp.state_sizes, "coordinate", "values")
+        checks.check_fit(policy.action_sizes, mdp.action_sizes, "agent", "actions")
+    else:
+        raise InputError(
+            f"a {type(mdp).__name__} cannot be certified; give the FactoredMDP if it is the truth, or the estimate "
+            f"that estimate_sensitivities gave: a model that was fitted to data proves nothing about its source"
+        )
 
 
 def _check(

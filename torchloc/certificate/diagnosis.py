@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from torchloc.certificate.certify import Certificate
+from torchloc.certificate.given import Sensitivities
 from torchloc.certificate.ladder import Environment, Ladder, Spreads
 from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
@@ -254,7 +255,7 @@ def heaviest_cycle(
 def certifying_temperatures(
     environment: Environment,
     policy: SoftmaxPolicy,
-    rungs: Sequence[str] = ("coupled", "exact", "span", "paper"),
+    rungs: Sequence[str] | None = None,
     *,
     accuracy: float = 1e-3,
     discount: float = 1.0,
@@ -264,10 +265,15 @@ def certifying_temperatures(
     Args:
         environment: Of the model.
         policy: The policy; not changed.
-        rungs: Which rungs.
+        rungs: Which rungs; None: `coupled`, `exact`, `span` and `paper`, without `coupled` where there are
+            sensitivities alone.
         accuracy: Relative accuracy of a threshold; the threshold returned is itself certified.
         discount: γ in (0, 1].
     """
+    if rungs is None:
+        rungs = ("exact", "span", "paper")
+        if not isinstance(environment.model, Sensitivities):
+            rungs = ("coupled", *rungs)
     trial = copy.deepcopy(policy)
     present, spreads = policy.temperature.clone(), Spreads(trial)
 

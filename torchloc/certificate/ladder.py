@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from scipy.special import entr
 
+from torchloc.certificate.given import NO_KERNELS, NO_REWARDS, Sensitivities
 from torchloc.certificate.rounding import (
     UNIT,
     largest_logit,
@@ -23,14 +24,17 @@ from torchloc.certificate.rounding import (
 )
 from torchloc.closed_loop import LocalClass, PolicyTables, entropy_terms, local_classes
 from torchloc.coupling import coupled_steps
+from torchloc.errors import InputError
 from torchloc.lipschitz import certified_spreads, scope_matrix
-from torchloc.mdp import FactoredMDP
+from torchloc.mdp import CountRewardBatch, FactoredMDP, RewardBatch
 from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.policy import AgentGroup, SoftmaxPolicy
 from torchloc.policy.groups import ROW_BUDGET
 from torchloc.sensitivity import (
+    COUNT_ENTRIES,
     action_sensitivity,
     coupled_influence,
+    coupled_rows,
     policy_sensitivity,
     spread_sensitivity,
     state_sensitivity,
@@ -40,13 +44,40 @@ from torchloc.spectral import SpectralBound, spectral_radius
 
 
 class Environment:
-    """E^s and E^a of a model, rounded up: computed once, used for every policy on it."""
+    """E^s and E^a of a model, rounded up, or as given: computed once, used for every policy on it.
 
-    def __init__(self, mdp: FactoredMDP) -> None:
-        terms = max(kernel.table.shape[-1] for kernel in mdp.kernels)
-        self.mdp = mdp
-        self.state = outward(state_sensitivity(mdp), 4 * terms)
-        self.action = outward(action_sensitivity(mdp), 4 * terms)
+    Attributes:
+        model: What they are of; given sensitivities stand for a model that is not known.
+        state: (N, N) CSR E^s.
+        action: (N, K) CSR E^a.
+        rewards: Reward terms; None where they are not known.
+        reward_bound: (N,) given bounds of δ(r^π) in their place, or None.
+    """
+
+    def __init__(self, model: FactoredMDP | Sensitivities) -> None:
+        self.model = model
+        self.rewards = model.rewards
+        self.reward_bound: FloatArray | None = None
+        if isinstance(model, Sensitivities):
+            self.state, self.action = model.state.copy(), model.action.copy()
+            self.state.eliminate_zeros()
+            self.action.eliminate_zeros()
+            self.reward_bound = model.reward_bound
+        else:
+            terms = max(kernel.table.shape[-1] for kernel in model.kernels)
+            self.state = outward(state_sensitivity(model), 4 * terms)
+            self.action = outward(action_sensitivity(model), 4 * terms)
+
+    @property
+    def mdp(self) -> FactoredMDP:
+        """The model.
+
+        Raises:
+            InputError: There are sensitivities alone.
+        """
+        if isinstance(self.model, Sensitivities):
+            raise InputError(NO_KERNELS)
+        return self.model
 
     @cached_property
     def floor(self) -> SpectralBound:
@@ -108,7 +139,7 @@ class Ladder:
         averaged: bool = False,
         spreads: Spreads | None = None,
     ) -> None:
-        self.mdp = environment.mdp
+        self.environment = environment
         self.state = environment.state
         self.action = environment.action
         self.policy = policy
@@ -116,6 +147,15 @@ class Ladder:
         self.spreads = Spreads(policy) if spreads is None else spreads
         self.tables = PolicyTables.read(policy, budget=self.spreads.budget)
         self.bounded = ~np.array(self.tables.read_groups, dtype=np.bool_)[self.tables.group_of]
+
+    @property
+    def mdp(self) -> FactoredMDP:
+        """The model.
+
+        Raises:
+            InputError: There are sensitivities alone.
+        """
+        return self.environment.mdp
 
     @cached_property
     def _absolute(self) -> float:
@@ -125,7 +165,7 @@ class Ladder:
         and 6 θ from the two factors of the rest.
         """
         terms = max(kernel.table[0].size for kernel in self.mdp.kernels)
-        agents = max(kernel.actions.shape[1] for kernel in self.mdp.kernels)
+        agents = max(kernel.action_parents.shape[1] for kernel in self.mdp.kernels)
         return 4.0 * terms * UNIT + 12.0 * agents * self.law_error
 
     @cached_property
@@ -204,12 +244,13 @@ class Ladder:
         """(N, N) CSR H of a rung, rounded up."""
         if rung == "coupled":
             matrix = coupled_influence(self.mdp, self.tables, all_private=self.averaged)
-            if not self.bounded.any():
-                return sp.csr_array(matrix + self._absolute * self._pattern)
+            left = (~coupled_rows(self.mdp, all_private=self.averaged)).astype(np.float64)
             # Rows that a bounded agent acts on, whether E^a sees it or not, were left empty.
-            left = np.zeros(self.mdp.n_coordinates)
             for batch in self.mdp.kernels:
-                left[batch.coordinates] = self.bounded[batch.actions].any(axis=1)
+                acted = self.bounded[batch.action_parents].any(axis=1)
+                left[batch.coordinates] = np.maximum(left[batch.coordinates], acted)
+            if not left.any():
+                return sp.csr_array(matrix + self._absolute * self._pattern)
             keep = sp.diags_array(1.0 - left)
             found = keep @ (matrix + self._absolute * self._pattern)
             return sp.csr_array(found + sp.diags_array(left) @ self.matrix("exact"))
@@ -232,10 +273,14 @@ def reward_oscillation(ladder: Ladder, *, entropy: bool = False) -> FloatArray:
 
     Returns:
         (N,) float64, rounded up.
+
+    Raises:
+        InputError: Neither the reward nor bounds of it are known.
     """
     parts = [_reward_spreads(ladder)] + ([_entropy_spreads(ladder)] if entropy else [])
-    b = np.zeros(ladder.mdp.n_coordinates)
-    terms = np.zeros(len(b), dtype=np.int64)
+    given = ladder.environment.reward_bound
+    b = np.zeros(ladder.state.shape[0]) if given is None else given.copy()
+    terms = np.full(len(b), 0 if given is None else 1, dtype=np.int64)
     for coordinates, spread in itertools.chain(*parts):
         np.add.at(b, coordinates, spread)
         np.add.at(terms, coordinates, 1)
@@ -244,24 +289,52 @@ def reward_oscillation(ladder: Ladder, *, entropy: bool = False) -> FloatArray:
 
 def _reward_spreads(ladder: Ladder) -> Iterator[tuple[IntArray, FloatArray]]:
     """(B,) coordinates and (B,) bounds of the change of one reward term with each of them."""
-    for batch in ladder.mdp.rewards:
-        largest = float(np.abs(batch.table).max(initial=0.0))
-        summed = math.prod(batch.action_shape) + batch.actions.shape[1] + 4
-        for local in local_classes(batch, ladder.tables):
-            if not ladder.tables.holds(local.agents[0]):
-                yield from _unread_spreads(ladder, local)
+    if ladder.environment.rewards is None and ladder.environment.reward_bound is None:
+        raise InputError(NO_REWARDS)
+    for batch in ladder.environment.rewards or ():
+        if isinstance(batch, CountRewardBatch):
+            if batch.table_entries > COUNT_ENTRIES:
+                yield from _counted_spreads(ladder, batch)
                 continue
-            error = largest * (len(local.n_actions) * ladder.law_error + summed * UNIT)
-            values = local.averaged(ladder.tables)
-            for column in range(local.union.shape[1]):
-                coordinates = local.union[:, column]
-                depends = np.zeros(len(local), dtype=np.bool_)
-                if column < local.n_states:
-                    depends |= _spread(local.table, column) > 0.0
-                for agents, scope in zip(local.agents.T, local.scopes, strict=True):
-                    if column in scope:
-                        depends |= stored(ladder.moving, agents, coordinates)
-                yield coordinates, np.where(depends, _spread(values, column) + 4.0 * error, 0.0)
+            parts = batch.tables(COUNT_ENTRIES)
+        else:
+            parts = [batch]
+        for part in parts:
+            yield from _table_spreads(ladder, part)
+
+
+def _counted_spreads(
+    ladder: Ladder, batch: CountRewardBatch
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """δ_i(r_m^π) ≤ δ_i(r_m) + Σ_k δ_{a_k}(r_m) Π[k, i], for terms that count too much to be written out."""
+    for coordinates, spread in zip(batch.state_parents.T, batch.state_spreads().T, strict=True):
+        yield coordinates, np.broadcast_to(spread, coordinates.shape) * (1.0 + 4.0 * UNIT)
+    policy = ladder.exact_policy
+    for agents, spread in zip(batch.action_parents.T, batch.action_spreads().T, strict=True):
+        seen = sp.csr_array(policy[agents])
+        reach = np.repeat(np.broadcast_to(spread, agents.shape), np.diff(seen.indptr))
+        yield seen.indices.astype(np.int64), seen.data * reach * (1.0 + 4.0 * UNIT)
+
+
+def _table_spreads(ladder: Ladder, batch: RewardBatch) -> Iterator[tuple[IntArray, FloatArray]]:
+    """The same from the closed loop of each term."""
+    largest = float(np.abs(batch.table).max(initial=0.0))
+    summed = math.prod(batch.action_shape) + batch.actions.shape[1] + 4
+    for local in local_classes(batch, ladder.tables):
+        if not ladder.tables.holds(local.agents[0]):
+            yield from _unread_spreads(ladder, local)
+            continue
+        error = largest * (len(local.n_actions) * ladder.law_error + summed * UNIT)
+        values = local.averaged(ladder.tables)
+        for column in range(local.union.shape[1]):
+            coordinates = local.union[:, column]
+            depends = np.zeros(len(local), dtype=np.bool_)
+            if column < local.n_states:
+                depends |= _spread(local.table, column) > 0.0
+            for agents, scope in zip(local.agents.T, local.scopes, strict=True):
+                if column in scope:
+                    depends |= stored(ladder.moving, agents, coordinates)
+            yield coordinates, np.where(depends, _spread(values, column) + 4.0 * error, 0.0)
 
 
 def _unread_spreads(ladder: Ladder, local: LocalClass) -> Iterator[tuple[IntArray, FloatArray]]:

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
+from torchloc.certificate.given import NO_REWARDS
 from torchloc.certificate.rounding import UNIT
 from torchloc.errors import InputError
 from torchloc.mdp.checks import FloatArray, IntArray
@@ -34,7 +35,7 @@ class RungCertificate:
         rung: Its name.
         matrix: (N, N) CSR, H or K^(m), rows influenced, rounded up.
         operators: M_1, …, M_m (N, N) CSR: what moves oscillations in 1 … m steps, rounded up.
-        reward_oscillation: (N,) b ≥ δ(r^π).
+        oscillation: (N,) b ≥ δ(r^π); None where the reward is not known.
         reach: (N, K) CSR γ ν_j E^a[j, k], rounded up: what turns a tail into ε.
         kappa: κ of `delta_hat`, `tail` and `epsilon`.
         plain: Whether the last operator is `matrix` transposed, so that both have one ρ.
@@ -43,10 +44,22 @@ class RungCertificate:
     rung: str
     matrix: sp.csr_array
     operators: tuple[sp.csr_array, ...]
-    reward_oscillation: FloatArray
+    oscillation: FloatArray | None
     reach: sp.csr_array
     kappa: int
     plain: bool
+
+    @property
+    def reward_oscillation(self) -> FloatArray:
+        """(N,) b ≥ δ(r^π).
+
+        Raises:
+            InputError: The certificate stands on sensitivities that came without a reward; `delta_hat`, tails
+                and ε then raise it too.
+        """
+        if self.oscillation is None:
+            raise InputError(NO_REWARDS)
+        return self.oscillation
 
     @property
     def steps(self) -> int:
@@ -183,7 +196,7 @@ class RungCertificate:
         """
         closing = self._closing
         if closing is None:
-            return np.full(len(self.reward_oscillation), np.inf)
+            return np.full_like(self.reward_oscillation, np.inf)
         weights, rate = closing.weights, closing.rate
         total = np.zeros_like(self.reward_oscillation)
         for block, terms in enumerate(self._blocks()):

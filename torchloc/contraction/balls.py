@@ -8,6 +8,10 @@ as Σ_t γ^t (T^π)^t f. By Horner's rule,
 one function carries the sum as long as V₀ stays among what it reads; where it does not, every
 power is a function of its own. Sources whose whole chain has the same structure are one `Ball`: a
 short list of networks and, for each operand, which site it belongs to.
+
+What a kernel that counts pulls back is not written out where its parents are many: the function is then
+*open*, a tensor over the other coordinates and the kernels' hidden axes, and its links wait for the next
+step. A function that does not depend on the counted parents is added to it along the units of these axes.
 """
 
 from __future__ import annotations
@@ -23,20 +27,69 @@ from torchloc.closed_loop import Layout
 from torchloc.contraction.network import Axes, Network
 from torchloc.contraction.sites import Sites
 from torchloc.errors import BudgetError
-from torchloc.mdp.checks import IntArray
+from torchloc.mdp.checks import FloatArray, IntArray
 
 _THOROUGH = 64
 """Sites of a class from which the search for the cheapest order pays."""
 _SEARCHED = 12
 """Operands up to which that search ends at once."""
+_WRITTEN = 2**10
+"""Entries up to which a function of counted parents is written out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A link of a function that is open, for B functions of one structure.
+
+    Attributes:
+        kind: Site class.
+        link: Which of its links.
+        sites: (B,) rows of the class.
+        hidden: Which of the function's hidden axes it has.
+        place: Where its coordinate stands in the function's scope; None: it has none.
+    """
+
+    kind: int
+    link: int
+    sites: IntArray
+    hidden: tuple[int, ...]
+    place: int | None
+
+    def at(self, rows: IntArray) -> Waiting:
+        """The same of some of the functions."""
+        return replace(self, sites=at_rows(self.sites, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """What B functions of one structure read, and how they are held.
+
+    Attributes:
+        scope: (B,) each: the coordinates.
+        direct: Those that are axes of the tensor, ascending.
+        hidden: Sizes of all hidden axes.
+        held: Those that are axes of the tensor, after the coordinates, ascending.
+        waiting: Links that are still to be contracted.
+    """
+
+    scope: list[IntArray]
+    direct: tuple[int, ...]
+    hidden: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+
+    @classmethod
+    def written(cls, scope: list[IntArray]) -> Open:
+        """Functions that are written out."""
+        return cls(scope, tuple(range(len(scope))))
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One application of T^π to B functions of one structure.
 
-    Axes are numbered: coordinates of the result first, then shared actions, then coordinates before
-    the step.
+    Axes are numbered: coordinates of the result first, then shared actions, then the kernels' hidden
+    axes, then coordinates before the step, then the hidden axes of what is pulled back.
 
     Attributes:
         kinds: Site class of each coordinate before the step.
@@ -44,10 +97,17 @@ class Step:
         groups: Policy group of each shared agent.
         agents: (B,) each: their rows in these groups.
         scope: (B,) each: the coordinates that the result reads.
-        sizes: Their sizes, then those of the shared actions, then those before the step.
+        sizes: Sizes of all axes.
+        before: Axes of the function that is pulled back.
         reads: Axes of each coordinate's kernel, its own next value last.
         sees: Axes of each shared agent's law.
-        source: Where the source's own coordinates stand in the result; None if some do not.
+        links: The kernels' links: which coordinate before the step, and which link of its kernel.
+        link_axes: Their axes.
+        units: Unit of each hidden axis that a kernel reads, and the axis.
+        waiting: Links of the function that is pulled back, and `waiting_axes` their axes.
+        source: Where the source's own coordinates stand among the axes of the result; None if some do
+            not.
+        open: Whether the links wait for the next step.
         thorough: Whether its networks' orders are searched for: decided for the whole class, so that
             a part of it runs as it was planned.
     """
@@ -58,25 +118,65 @@ class Step:
     agents: list[IntArray]
     scope: list[IntArray]
     sizes: tuple[int, ...]
+    before: Axes
     reads: tuple[Axes, ...]
     sees: tuple[Axes, ...]
+    links: tuple[tuple[int, int], ...]
+    link_axes: tuple[Axes, ...]
+    units: tuple[tuple[int, FloatArray], ...]
+    waiting: tuple[Waiting, ...]
+    waiting_axes: tuple[Axes, ...]
     source: Axes | None
+    open: bool
     thorough: bool
 
     @property
-    def before(self) -> Axes:
-        """Axes of the function that is pulled back."""
-        return tuple(axes[-1] for axes in self.reads)
+    def before_sizes(self) -> tuple[int, ...]:
+        """Sizes of the function that is pulled back."""
+        return tuple(self.sizes[axis] for axis in self.before)
 
     @property
-    def before_sizes(self) -> tuple[int, ...]:
-        """Sizes of the coordinates before the step."""
-        return self.sizes[len(self.sizes) - len(self.kinds) :]
+    def scope_sizes(self) -> tuple[int, ...]:
+        """Sizes of the coordinates that the result reads."""
+        return self.sizes[: len(self.scope)]
+
+    @property
+    def direct(self) -> Axes:
+        """Coordinates that are axes of the result: where it is open, those that are not only counted."""
+        if not self.open:
+            return tuple(range(len(self.scope)))
+        inside = {axis for axes in (*self.reads, *self.sees) for axis in axes}
+        return tuple(axis for axis in range(len(self.scope)) if axis in inside)
+
+    @property
+    def result(self) -> Axes:
+        """Axes of the result."""
+        return (*self.direct, *(axis for axis, _ in self.units)) if self.open else self.direct
 
     @property
     def result_sizes(self) -> tuple[int, ...]:
         """Sizes of the result."""
-        return self.sizes[: len(self.scope)]
+        return tuple(self.sizes[axis] for axis in self.result)
+
+    def function(self) -> Open:
+        """What the result reads, and how it is held."""
+        if not self.open:
+            return Open.written(self.scope)
+        linked = {x for axes in self.link_axes for x in axes if x >= len(self.scope)}
+        hidden = sorted(linked | {axis for axis, _ in self.units})
+        number = {axis: i for i, axis in enumerate(hidden)}
+        waiting = []
+        for (c, link), axes in zip(self.links, self.link_axes, strict=True):
+            own = tuple(number[x] for x in axes if x in number)
+            place = next((x for x in axes if x < len(self.scope)), None)
+            waiting.append(Waiting(self.kinds[c], link, self.sites[c], own, place))
+        return Open(
+            self.scope,
+            self.direct,
+            tuple(self.sizes[axis] for axis in hidden),
+            tuple(number[axis] for axis, _ in self.units),
+            tuple(waiting),
+        )
 
     def at(self, rows: IntArray) -> Step:
         """The same step of some of the functions."""
@@ -85,34 +185,39 @@ class Step:
             sites=[site[rows] for site in self.sites],
             agents=[agent[rows] for agent in self.agents],
             scope=[column[rows] for column in self.scope],
+            waiting=tuple(link.at(rows) for link in self.waiting),
         )
+
+    @property
+    def operands(self) -> tuple[Axes, ...]:
+        """Axes of (F, *kernels, *laws, *waiting links, *links)."""
+        return (self.before, *self.reads, *self.sees, *self.waiting_axes, *self.link_axes)
 
     def _network(self, operands: Sequence[Axes], out: Axes) -> Network:
         thorough = self.thorough and len(operands) <= _SEARCHED
         return Network.of(tuple(operands), out, self.sizes, thorough)
 
     def pulling(self) -> Network:
-        """(F, *kernels, *laws) → T^π F."""
-        return self._network((self.before, *self.reads, *self.sees), tuple(range(len(self.scope))))
+        """(F, *kernels, *laws, *waiting links, *links) → T^π F; where it is open, without the links."""
+        count = len(self.operands) - (len(self.links) if self.open else 0)
+        return self._network(self.operands[:count], self.result)
 
     def averaging(self) -> Network:
-        """(F, *kernels, *laws) → Σ_s (T^π F)(s)."""
-        return self._network((self.before, *self.reads, *self.sees), ())
+        """(F, *kernels, *laws, *waiting links, *links) → Σ_s (T^π F)(s)."""
+        return self._network(self.operands, ())
 
     @property
     def hosts(self) -> tuple[int, ...]:
-        """For each coordinate of the result the first of (*kernels, *laws) that reads it."""
-        operands = (*self.reads, *self.sees)
+        """For each coordinate that the result reads the first of the operands that does."""
         return tuple(
-            next(i for i, axes in enumerate(operands) if axis in axes)
+            next(i for i, axes in enumerate(self.operands) if axis in axes)
             for axis in range(len(self.scope))
         )
 
     def sampling(self) -> Network:
-        """(F, *kernels, *laws) → (T^π F)(s) at a given state s: no axes for it."""
+        """The same operands → (T^π F)(s) at a given state s: no axes for it."""
         u = len(self.scope)
-        operands = (self.before, *self.reads, *self.sees)
-        return self._network([tuple(x for x in axes if x >= u) for axes in operands], ())
+        return self._network([tuple(x for x in axes if x >= u) for axes in self.operands], ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +257,8 @@ class Ball:
         )
 
 
-_Open = tuple[IntArray, list[IntArray], tuple[Step, ...]]
-"""Sources, the coordinates that their function reads by now, and the steps that led there."""
+_Task = tuple[IntArray, Open, tuple[Step, ...]]
+"""Sources, their function by now, and the steps that led there."""
 
 
 class Planner:
@@ -190,7 +295,7 @@ class Planner:
             BudgetError: A tensor of a ball is over the budget.
         """
         origin = list(np.ascontiguousarray(scope.T))
-        stack: list[_Open] = [(np.arange(len(scope)), origin, ())] if origin else []
+        stack: list[_Task] = [(np.arange(len(scope)), Open.written(origin), ())] if origin else []
         while stack:
             rows, now, steps = stack.pop()
             own = [at_rows(column, rows) for column in origin]
@@ -203,13 +308,13 @@ class Planner:
                 elif step.source is None:
                     yield from self._powers(source, taken, [c[taken] for c in origin], kappa)
                 elif self._fits(source, taken, step, kappa):
-                    stack.append((taken, step.scope, (*done, step)))
+                    stack.append((taken, step.function(), (*done, step)))
 
     def _powers(
         self, source: int, rows: IntArray, scope: list[IntArray], kappa: int
     ) -> Iterator[Ball]:
         """Balls of T^π f, (T^π)² f, …, each of its own; the last one that is no constant ends them."""
-        stack: list[_Open] = [(rows, scope, ())]
+        stack: list[_Task] = [(rows, Open.written(scope), ())]
         while stack:
             rows, now, steps = stack.pop()
             for chosen, step in self._steps(now, []):
@@ -219,7 +324,7 @@ class Planner:
                     continue
                 yield Ball(source, taken, done, step, carried=False)
                 if len(done) < kappa and step.scope and self._fits(source, taken, step, kappa):
-                    stack.append((taken, step.scope, (*done, step)))
+                    stack.append((taken, step.function(), (*done, step)))
 
     def _fits(
         self, source: int, rows: IntArray, step: Step, kappa: int, *, last: bool = False
@@ -244,9 +349,9 @@ class Planner:
                 return f"agent {int(agents[site[0], 0])}"
         return f"coordinate {int(self.sites.classes[step.kinds[0]].rows[step.sites[0][0]])}"
 
-    def _steps(self, scope: list[IntArray], own: list[IntArray]) -> Iterator[tuple[IntArray, Step]]:
+    def _steps(self, function: Open, own: list[IntArray]) -> Iterator[tuple[IntArray, Step]]:
         """Rows of equal structure, and the step they take."""
-        sites = self.sites
+        sites, scope = self.sites, function.scope
         for kinds, rows in equal_columns([sites.class_of[column] for column in scope]):
             places = [sites.row_of[at_rows(column, rows)] for column in scope]
             members = [sites.classes[kind] for kind in kinds]
@@ -276,9 +381,14 @@ class Planner:
                     columns += [at_rows(column, chosen) for column in beside]
                     for pattern, last in _patterns(columns, len(chosen)):
                         picked = at_rows(chosen, last)
+                        taken = at_rows(rows, picked)
                         yield (
-                            at_rows(rows, picked),
+                            taken,
                             self._step(
+                                replace(
+                                    function,
+                                    waiting=tuple(link.at(taken) for link in function.waiting),
+                                ),
                                 kinds,
                                 [at_rows(place, picked) for place in places],
                                 [firsts.index(c) for c in same],
@@ -298,6 +408,7 @@ class Planner:
 
     def _step(
         self,
+        function: Open,
         kinds: list[int],
         places: list[IntArray],
         acting: list[int],
@@ -311,30 +422,60 @@ class Planner:
         kept = sorted(set(pattern[:read]))
         position = {column: axis for axis, column in enumerate(kept)}
         u, q = len(kept), len(groups)
+        members = [self.sites.classes[kind] for kind in kinds]
+        hidden_sizes = [
+            size for member in members if member.factors for size in member.factors.sizes
+        ]
+        first_before = u + q + len(hidden_sizes)
+        first_hidden = first_before + len(kinds)
         sizes = dict.fromkeys(range(u), 1)
-        at, act = 0, 0
+        at, act, hidden = 0, 0, u + q
         reads: list[Axes] = []
+        links: list[tuple[int, int]] = []
+        link_axes: list[Axes] = []
+        units: list[tuple[int, FloatArray]] = []
         action_sizes = [1] * q
-        for c, kind in enumerate(kinds):
-            member = self.sites.classes[kind]
-            states = [position[pattern[at + i]] for i in range(len(member.read_sizes))]
-            actions = [acting[act + i] for i in range(len(member.kept))]
-            sizes.update(zip(states, member.read_sizes, strict=True))
-            for action, size in zip(actions, member.kept_sizes, strict=True):
-                action_sizes[action] = size
-            reads.append((*states, *(u + a for a in actions), u + q + c))
-            at += len(states)
+        for c, member in enumerate(members):
+            width = len(member.column_sizes)
+            states = [position[pattern[at + i]] for i in range(width)]
+            actions = [u + acting[act + i] for i in range(len(member.shared_sizes))]
+            sizes.update(zip(states, member.column_sizes, strict=True))
+            for action, size in zip(actions, member.shared_sizes, strict=True):
+                action_sizes[action - u] = size
+            own, kept_actions = states[: len(member.read_sizes)], actions[: len(member.kept)]
+            inner: Axes = ()
+            if member.factors is not None:
+                parents = states[len(own) :] + actions[len(kept_actions) :]
+                inner = tuple(hidden + axis for axis in member.factors.reads)
+                units += zip(inner, member.factors.units, strict=True)
+                for i, link in enumerate(member.links):
+                    axes = tuple(hidden + axis for axis in link.hidden)
+                    links.append((c, i))
+                    link_axes.append(axes if link.member is None else (*axes, parents[link.member]))
+                hidden += len(member.factors.sizes)
+            reads.append((*own, *kept_actions, *inner, first_before + c))
+            at += width
             act += len(actions)
         sees: list[Axes] = []
         for a, group in enumerate(groups):
-            member = self.layout.groups[group]
-            states = [position[pattern[at + i]] for i in range(len(member.sizes))]
-            sizes.update(zip(states, member.sizes, strict=True))
+            seen = self.layout.groups[group]
+            states = [position[pattern[at + i]] for i in range(len(seen.sizes))]
+            sizes.update(zip(states, seen.sizes, strict=True))
             sees.append((*states, u + a))
             at += len(states)
-        own = [pattern[read + i] for i in range(n_own)]
-        inside = all(column in position for column in own)
-        return Step(
+        waiting_axes = [
+            (
+                *(first_hidden + axis for axis in link.hidden),
+                *(() if link.place is None else (first_before + link.place,)),
+            )
+            for link in function.waiting
+        ]
+        open_ = (
+            bool(links)
+            and math.prod(sizes.values()) > _WRITTEN
+            and not any(u <= axis < u + q for axes in link_axes for axis in axes)
+        )
+        step = Step(
             kinds=tuple(kinds),
             sites=places,
             groups=tuple(groups),
@@ -343,13 +484,29 @@ class Planner:
             sizes=(
                 *(sizes[i] for i in range(u)),
                 *action_sizes,
-                *(self.sites.classes[kind].tail[0] for kind in kinds),
+                *hidden_sizes,
+                *(member.tail[-1] for member in members),
+                *function.hidden,
+            ),
+            before=(
+                *(first_before + place for place in function.direct),
+                *(first_hidden + axis for axis in function.held),
             ),
             reads=tuple(reads),
             sees=tuple(sees),
-            source=tuple(position[column] for column in own) if inside else None,
+            links=tuple(links),
+            link_axes=tuple(link_axes),
+            units=tuple(units),
+            waiting=function.waiting,
+            waiting_axes=tuple(waiting_axes),
+            source=None,
+            open=open_,
             thorough=len(places[0]) >= _THOROUGH,
         )
+        direct = {axis: i for i, axis in enumerate(step.direct)}
+        origin = [position.get(pattern[read + i], -1) for i in range(n_own)]
+        inside = all(axis in direct for axis in origin)
+        return replace(step, source=tuple(direct[axis] for axis in origin) if inside else None)
 
 
 class BallTooLarge(BudgetError):

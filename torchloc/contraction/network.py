@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -28,6 +28,8 @@ _LOOP_TERMS = 16
 """Terms of a sum that are accumulated one by one at most."""
 _LONG = 2**14
 """Entries of a result from which one more pass over it is cheaper than a temporary."""
+_MANY = 24
+"""Operands from which a second order is tried."""
 _JOINT = 2**16
 """Entries a site of a temporary from which matrix products are cheaper."""
 
@@ -302,12 +304,64 @@ def _ranked(axes: Axes) -> list[int]:
 def _path(
     operands: tuple[Axes, ...], out: Axes, sizes: tuple[int, ...], thorough: bool
 ) -> list[tuple[int, ...]]:
-    """Places in the shrinking list of operands, one or two a step; a result goes to its end."""
+    """Places in the shrinking list of operands, one or two a step; a result goes to its end.
+
+    A greedy order goes wrong where many operands meet, as the links of a counted parent do: then the
+    order that sums out axes one by one, always the one that leaves the smallest tensor, is tried too.
+    """
     if len(operands) < 2:
         return []
     terms = ["".join(opt_einsum.get_symbol(x) for x in axes) for axes in operands]
     equation = f"{','.join(terms)}->{''.join(opt_einsum.get_symbol(x) for x in out)}"
     shapes = [tuple(sizes[x] for x in axes) for axes in operands]
     optimize = "dp" if thorough else "greedy"
-    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
-    return [tuple(sorted(places)) for places in path]
+    found, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
+    path = [tuple(sorted(places)) for places in found]
+    if thorough or len(operands) <= _MANY:
+        return path
+    other = _eliminating(operands, out, sizes)
+    return min((path, other), key=lambda one: _largest(operands, out, sizes, one))
+
+
+def _eliminating(
+    operands: tuple[Axes, ...], out: Axes, sizes: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    live = [frozenset(axes) for axes in operands]
+    inner = {x for axes in live for x in axes} - set(out)
+    path: list[tuple[int, ...]] = []
+
+    def size(axes: Iterable[int]) -> int:
+        return math.prod(sizes[x] for x in axes)
+
+    def merge(places: list[int]) -> None:
+        """Contracts these operands, the smallest first."""
+        while len(places) > 1:
+            first, second = sorted(sorted(places, key=lambda i: (size(live[i]), i))[:2])
+            path.append((first, second))
+            joined = live[first] | live[second]
+            rest = [axes for i, axes in enumerate(live) if i not in (first, second)]
+            needed = set(out).union(*rest)
+            live[:] = [*rest, joined & needed]
+            moved = [i - (i > first) - (i > second) for i in places if i not in (first, second)]
+            places = [*moved, len(live) - 1]
+
+    while inner:
+        reach = {x: frozenset().union(*(axes for axes in live if x in axes)) for x in inner}
+        chosen = min(inner, key=lambda x: (size(reach[x] - {x}), x))
+        merge([i for i, axes in enumerate(live) if chosen in axes])
+        inner = {x for x in inner if any(x in axes for axes in live) and x != chosen}
+    merge(list(range(len(live))))
+    return path
+
+
+def _largest(
+    operands: tuple[Axes, ...], out: Axes, sizes: tuple[int, ...], path: list[tuple[int, ...]]
+) -> int:
+    """Entries of the largest tensor on a path."""
+    live, largest = [set(axes) for axes in operands], 0
+    for places in path:
+        joined = set().union(*(live[i] for i in places))
+        live = [axes for i, axes in enumerate(live) if i not in places]
+        live.append(joined & set(out).union(*live))
+        largest = max(largest, math.prod(sizes[x] for x in live[-1]))
+    return largest

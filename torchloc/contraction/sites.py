@@ -6,20 +6,26 @@ An action is *private* if it enters the kernel of one coordinate only; averaged 
 
 and T^π is a product of these and of the laws of the shared agents. The derivative of any number in
 Q_j gives its derivative in the law of every private agent of j through one small network.
+
+A kernel that counts is a product (`contraction.factors`): Q_j has hidden axes before s'_j, and links
+join these to the counted parents. Counted actions are shared ones: they stay axes of the links.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from torchloc.alike import at_rows
 from torchloc.closed_loop import Layout, LocalClass, local_classes
+from torchloc.contraction.factors import Factors, Link
 from torchloc.contraction.network import Axes, Network
-from torchloc.mdp import FactoredMDP, RewardBatch
+from torchloc.mdp import CountBatch, FactoredMDP, RewardBatch
 from torchloc.mdp.checks import IntArray
+from torchloc.mdp.gathering import Rewards
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +40,10 @@ class SiteClass:
         closed: Positions among the actions that are averaged out.
         kept: Positions of those that stay.
         reads: (B, p) coordinates that the averaged form reads, and `read_sizes` their p sizes.
-        shared: (B, q) agents of the kept actions.
+        shared: (B, q + e) agents of the kept actions, then the counted ones.
+        factors: Hidden axes and links, for these rows; None for a table.
+        members: (B, d) counted coordinates.
+        member_sizes: (d + e) sizes of counted coordinates and actions.
     """
 
     rows: IntArray
@@ -44,10 +53,36 @@ class SiteClass:
     reads: IntArray
     read_sizes: tuple[int, ...]
     shared: IntArray
+    factors: Factors | None
+    members: IntArray
+    member_sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: IntArray, local: LocalClass, kept: Sequence[int]) -> SiteClass:
-        """A class with the actions at positions `kept` left open."""
+    def of(
+        cls,
+        rows: IntArray,
+        local: LocalClass,
+        kept: Sequence[int],
+        batch: CountBatch | None = None,
+        factors: Factors | None = None,
+    ) -> SiteClass:
+        """A class with the actions at positions `kept` left open; with what its kernels count."""
+        none = np.zeros((len(rows), 0), dtype=np.int64)
+        members, counted = none, none
+        sizes: tuple[int, ...] = ()
+        if batch is not None and factors is not None:
+            counters, d = batch.counters, batch.counters.states.shape[1]
+            # A parent whose weights are all 0 has no link, and is not read.
+            used = sorted({link.member for link in factors.links if link.member is not None})
+            members = at_rows(counters.states, local.rows)[:, [m for m in used if m < d]]
+            counted = at_rows(counters.actions, local.rows)[:, [m - d for m in used if m >= d]]
+            sizes = tuple(counters.sizes[m] for m in used)
+            links = []
+            for link in factors.links:
+                table = link.table if len(link.table) == 1 else link.table[local.rows]
+                member = None if link.member is None else used.index(link.member)
+                links.append(replace(link, table=table, member=member))
+            factors = replace(factors, links=tuple(links))
         closed = [k for k in range(len(local.n_actions)) if k not in kept]
         seen = sorted({*range(local.n_states), *(i for k in closed for i in local.scopes[k])})
         return cls(
@@ -57,7 +92,10 @@ class SiteClass:
             tuple(kept),
             local.union[:, seen],
             tuple(local.sizes[i] for i in seen),
-            local.agents[:, list(kept)],
+            np.concatenate([local.agents[:, list(kept)], counted], axis=1),
+            factors,
+            members,
+            sizes,
         )
 
     def __len__(self) -> int:
@@ -65,13 +103,28 @@ class SiteClass:
 
     @cached_property
     def read_columns(self) -> list[IntArray]:
-        """p arrays (B,): the coordinates that are read."""
-        return list(np.ascontiguousarray(self.reads.T))
+        """p + d arrays (B,): the coordinates that are read, then those that are counted."""
+        return [*np.ascontiguousarray(self.reads.T), *np.ascontiguousarray(self.members.T)]
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """p + d sizes of these."""
+        return (*self.read_sizes, *self.member_sizes[: self.members.shape[1]])
 
     @cached_property
     def shared_columns(self) -> list[IntArray]:
-        """q arrays (B,): the agents of the kept actions."""
+        """q + e arrays (B,): the agents of the kept actions, then those that are counted."""
         return list(np.ascontiguousarray(self.shared.T))
+
+    @property
+    def shared_sizes(self) -> tuple[int, ...]:
+        """q + e sizes of their action spaces."""
+        return (*self.kept_sizes, *self.member_sizes[self.members.shape[1] :])
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """What joins hidden axes to counted parents."""
+        return () if self.factors is None else self.factors.links
 
     @property
     def kept_sizes(self) -> tuple[int, ...]:
@@ -80,7 +133,7 @@ class SiteClass:
 
     @property
     def tail(self) -> tuple[int, ...]:
-        """Sizes of the axes after the actions: (S_j,) of a kernel, () of a reward term."""
+        """Sizes of the axes after the actions: (*hidden, S_j) of a kernel, () of a reward term."""
         local = self.local
         return tuple(local.table.shape[1 + local.n_states + len(local.n_actions) :])
 
@@ -125,19 +178,34 @@ class Sites:
     def __init__(self, mdp: FactoredMDP, layout: Layout) -> None:
         # A kernel names each of its action parents once.
         self.is_shared = np.bincount(mdp.action_edges()[1], minlength=mdp.n_agents) > 1
+        for batch in mdp.kernels:
+            if isinstance(batch, CountBatch):
+                self.is_shared[batch.counters.actions] = True
         self.classes: list[SiteClass] = []
         self.class_of = np.zeros(mdp.n_coordinates, dtype=np.int64)
         self.row_of = np.zeros(mdp.n_coordinates, dtype=np.int64)
         for batch in mdp.kernels:
             flags = self.is_shared[batch.actions].astype(np.int64)
-            for local in local_classes(batch, layout, flags):
+            counting = batch if isinstance(batch, CountBatch) else None
+            factors = None if counting is None else Factors.of(counting)
+            own = None if factors is None else factors.own
+            for local in local_classes(batch, layout, flags, own):
                 kept = [k for k, flag in enumerate(local.flags) if flag]
                 coordinates = batch.coordinates[local.rows]
                 self.class_of[coordinates] = len(self.classes)
                 self.row_of[coordinates] = np.arange(len(coordinates))
-                self.classes.append(SiteClass.of(coordinates, local, kept))
+                self.classes.append(SiteClass.of(coordinates, local, kept, counting, factors))
 
 
-def reward_sites(batch: RewardBatch, layout: Layout) -> list[SiteClass]:
-    """The reward terms of a batch, every action averaged out."""
-    return [SiteClass.of(local.rows, local, ()) for local in local_classes(batch, layout)]
+def reward_sites(batch: Rewards, layout: Layout) -> list[SiteClass]:
+    """The reward terms of a batch, every action averaged out; those that count are written out.
+
+    Raises:
+        BudgetError: A term counts too much to be written out.
+    """
+    tables = [batch] if isinstance(batch, RewardBatch) else batch.tables()
+    return [
+        SiteClass.of(local.rows, local, ())
+        for table in tables
+        for local in local_classes(table, layout)
+    ]

@@ -11,9 +11,14 @@ import numpy as np
 from torchloc.errors import BudgetError, InputError
 from torchloc.mdp.checks import FloatArray
 
+COUNTED = 5
+"""With more neighbours a site counts them; with as many or fewer its kernel is a table."""
+
 # A table of 12 binary parents besides the site's own state, with two actions, has this size.
 TABLE_BYTES = 2**18
 MODEL_BYTES = 2**31
+SITES = MODEL_BYTES // 64
+"""Sites of a generated model at most: the index arrays of each take at least 64 bytes."""
 
 
 def whole(field: str, value: int, least: int) -> int:
@@ -21,6 +26,20 @@ def whole(field: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{field} = {value!r}; it must be a whole number ≥ {least}")
     return int(value)
+
+
+def sites(n: int, least: int) -> int:
+    """A number of sites ≥ `least` whose index arrays fit a memory.
+
+    Raises:
+        BudgetError: Over `SITES`.
+    """
+    if whole("n", n, least) > SITES:
+        raise BudgetError(
+            f"n = {n}; at 64 bytes a site the model would take {64 * n:,} bytes, over the limit of "
+            f"{MODEL_BYTES:,}; use n ≤ {SITES:,}"
+        )
+    return int(n)
 
 
 def real(field: str, value: float) -> float:

@@ -1,10 +1,15 @@
-"""Hub and spokes: locality that depends on the policy alone (paper, Appendix E.2)."""
+"""Hub and spokes: locality that depends on the policy alone (paper, Appendix E.2).
+
+States: s_0 (hub) … s_{n−1} (spokes) ∈ {0, 1}. Actions: a_k ∈ {0, 1}, the hub's alone is read. Law:
+P(s'_0 = 1) = `law`; s'_j = a_0, with probability `noise` replaced by a fair coin. Reward: Σ_{j≥1}
+s_j. Influence: E^s = 0, so ρ(E^s) = 0; E^a[j, 0] = 1 − noise for j ≥ 1.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from torchloc.environments.checks import probability, whole
+from torchloc.environments.checks import probability, sites
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
 
 
@@ -33,7 +38,7 @@ def hub_spoke(n: int = 4, *, law: float = 0.5, noise: float = 0.0) -> FactoredMD
         >>> hub_spoke(5, noise=0.25).kernels[1].action_influence()
         array([[0.75]])
     """
-    n, p, mix = whole("n", n, 3), probability("law", law), probability("noise", noise)
+    n, p, mix = sites(n, 3), probability("law", law), probability("noise", noise)
     spokes = np.arange(1, n)
     spoke = (1.0 - mix) * np.eye(2) + 0.5 * mix
     return FactoredMDP(

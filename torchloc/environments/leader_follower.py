@@ -1,4 +1,9 @@
-"""Leader and follower: state coupling that no policy undoes (paper, Appendix E.1)."""
+"""Leader and follower: state coupling that no policy undoes (paper, Appendix E.1).
+
+States: s_0, s_1 ∈ {0, 1}. Actions: a_0, a_1 ∈ {0, 1}, idle. Law: P(s'_0 = 1) = `law`, or s'_0 = s_1
+where `mutual`; s'_1 = s_0. Reward: s_1. Influence: E^s[1, 0] = 1, so ρ(E^s) = 0, and 1 where
+`mutual`; E^a = 0.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,16 @@
-"""Message passing on a line: certified by a spectral test only."""
+"""Message passing on a line: certified by a spectral test only.
+
+States: s_j ∈ {0, 1}, 1 where the message is. Actions: a_j ∈ {0, 1}, 1 = transmit. Law: s'_{n−1} =
+a_{n−1} at the source; in between s'_i = 0 if a_i = 0, else 1 if s_{i+1} = 1, else Bernoulli(relay);
+s'_0 = s_1 at the sink. Reward: 1{s_0 = 1} − cost·Σ a, and in the variant `all` .1·Σ_{i>0} s_i more.
+Influence: E^s is strictly triangular, so ρ(E^s) = 0. Source: test problem of this package.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from torchloc.environments.checks import choice, probability, real, whole
+from torchloc.environments.checks import choice, probability, real, sites
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
 
 REWARDS = ("all", "sink")
@@ -40,7 +46,7 @@ def line_msg(
         >>> [batch.coordinates.tolist() for batch in line_msg(4).kernels]
         [[0], [1, 2], [3]]
     """
-    n, p, c = whole("n", n, 2), probability("relay", relay), real("cost", cost)
+    n, p, c = sites(n, 2), probability("relay", relay), real("cost", cost)
     choice("reward", reward, REWARDS)
     middle = np.arange(1, n - 1)
     passing = np.zeros((1, 2, 2, 2))

@@ -1,4 +1,10 @@
-"""Random models: seeded Dirichlet kernels on any digraph, the generator for soundness tests."""
+"""Random models: seeded Dirichlet kernels on any digraph, the generator for soundness tests.
+
+States: `states` values a site. Actions: `actions` values a site. Law: P_j = (1 − coupling)·Q_j(· |
+a_j) + coupling·D_j(· | s_pred, s_j, a_j), all rows drawn from Dirichlet(concentration). Reward: Σ_j
+r_j(s_j, a_j), entries uniform on [0, 1). Influence: E^s[j, i] ≤ coupling, so ρ(E^s) ≤ coupling·(1 +
+largest in-degree). Source: test problem of this package.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from torchloc.environments.game_of_life import game_of_life
 from torchloc.environments.hub_spoke import hub_spoke
 from torchloc.environments.ising import ising
 from torchloc.environments.line_msg import line_msg
@@ -77,6 +78,10 @@ def hand_rule(env: Mapping[str, Any], mdp: FactoredMDP, scopes: Scopes) -> HandR
         return _line_msg(_arguments(line_msg, env), mdp, scopes)
     if family == "hub_spoke":
         return _hub_spoke(_arguments(hub_spoke, env), mdp, scopes)
+    if family == "firefighting":
+        return _firefighting(mdp, scopes)
+    if family == "game_of_life":
+        return _game_of_life(_arguments(game_of_life, env), mdp, scopes)
     return None
 
 
@@ -125,6 +130,43 @@ def _hub_spoke(arguments: Mapping[str, Any], mdp: FactoredMDP, scopes: Scopes) -
     ]
     blind: list[tuple[int, ...]] = [()] * n
     return _rule("the hub writes 1, always", mdp, scopes, blind, acts)
+
+
+def _firefighting(mdp: FactoredMDP, scopes: Scopes) -> HandRule:
+    houses = [(k, k + 1) for k in range(mdp.n_agents)]
+
+    def higher(seen: IntArray) -> IntArray:
+        return (seen[:, 1] > seen[:, 0]).astype(np.int64)
+
+    return _rule("go to the house with the higher level", mdp, scopes, houses, higher)
+
+
+def _game_of_life(arguments: Mapping[str, Any], mdp: FactoredMDP, scopes: Scopes) -> HandRule:
+    # A setting moves P(alive) by e = 1 − 2p at once, and by e², e³, … in the steps after where the
+    # cell then lives on: e / (1 − e) in all, what its neighbours gain or lose not counted.
+    noise = arguments["noise"]
+    effect = 1.0 - 2.0 * np.broadcast_to(arguments["p"] if noise is None else noise, mdp.n_agents)
+    cost = float(arguments["cost"])
+
+    def dies(seen: IntArray) -> IntArray:
+        living, own = seen[:, :-1].sum(axis=1), seen[:, -1]
+        return ((living != 3) & ((living != 2) | (own == 0))).astype(np.int64)
+
+    def stays_dead(seen: IntArray) -> IntArray:
+        return dies(seen) * (1 - seen[:, -1])
+
+    def never(seen: IntArray) -> IntArray:
+        return np.zeros(len(seen), dtype=np.int64)
+
+    rules = np.where(effect > cost, 0, np.where(effect > cost * (1.0 - effect), 1, 2)).tolist()
+    texts = (
+        "set iff the cell would die or stay dead",
+        "set iff the cell would stay dead",
+        "never set",
+    )
+    text = texts[rules[0]] if len({*rules}) == 1 else "set where it pays for the noise of the cell"
+    chosen = [(dies, stays_dead, never)[rule] for rule in rules]
+    return _rule(text, mdp, scopes, _parents(mdp), chosen)
 
 
 def _arguments(family: Callable[..., FactoredMDP], env: Mapping[str, Any]) -> Mapping[str, Any]:

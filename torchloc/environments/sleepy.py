@@ -1,4 +1,9 @@
-"""The sleepy agent: full action coupling that a lazy policy undoes (paper, Section 3)."""
+"""The sleepy agent: full action coupling that a lazy policy undoes (paper, Section 3).
+
+States: s_0, s_1 ∈ {0, 1}. Actions: a_0, a_1 ∈ {0, 1}, a_1 idle. Law: P(s'_0 = 1) = `law`, s'_1 =
+a_0. Reward: s_1. Influence: E^s = 0, so ρ(E^s) = 0; E^a[1, 0] = 1 alone, and a policy that moves by
+α in TV when s_0 flips has H[1, 0] = α.
+"""
 
 from __future__ import annotations
 

@@ -6,18 +6,20 @@ graph holds both directions of every edge.
 
 from __future__ import annotations
 
+import io
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 
-from torchloc.environments.checks import choice, whole
-from torchloc.errors import InputError
+from torchloc.environments.checks import choice, sites, whole
+from torchloc.errors import BudgetError, InputError
 from torchloc.mdp.checks import IntArray, frozen
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 SHAPES = ("ring", "line", "star", "three_leg", "grid", "torus", "random_regular")
 CONTACTS = ("karate", "les_miserables", "davis")
+FILE_BYTES = 2**26
+"""Of a graph file at most; some five million edges."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,7 @@ def shaped(
     """
     choice("graph", shape, SHAPES)
     least = {"ring": 3 if two_way else 2, "three_leg": 4}.get(shape, 2)
-    if whole("n", n, 1) < least:
+    if sites(n, 1) < least:
         raise InputError(f"n = {n}; a {shape} needs at least {least} nodes")
     node = np.arange(n, dtype=np.int64)
     if shape in ("grid", "torus"):
@@ -210,19 +214,39 @@ def from_file(path: str | PathLike[str], *, directed: bool) -> Digraph:
 
     Raises:
         InputError: The file is missing, unreadable, malformed or empty.
+        BudgetError: It is larger than `FILE_BYTES`.
     """
     path = Path(path)
+    content = _content(path)
+    if path.suffix.lower() in (".graphml", ".xml"):
+        return _graphml(content, path)
     try:
-        if path.suffix.lower() in (".graphml", ".xml"):
-            return _graphml(path)
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"graph_file: there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"graph_file: {path} cannot be read: {error}") from error
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(
+            f"graph_file: {path} is no UTF-8 text; give an edge list as text, or a .graphml file"
+        ) from None
     edges = list(_edge_lines(text, path))
     nodes = dict.fromkeys(node for edge in edges for node in edge)
     return _labelled(list(nodes), edges, directed, f"graph_file {path}")
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a graph file."""
+    try:
+        if not path.exists():
+            raise InputError(f"graph_file: there is no file {path}")
+        if not path.is_file():
+            raise InputError(f"graph_file: {path} is no regular file; give an edge list or GraphML")
+        size = path.stat().st_size
+        if size > FILE_BYTES:
+            raise BudgetError(
+                f"graph_file: {path} has {size:,} bytes, over the limit of {FILE_BYTES:,}; build the model in "
+                f"code with FactoredMDP and batches"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"graph_file: {path} cannot be read: {error.strerror}") from error
 
 
 def _edge_lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
@@ -232,18 +256,33 @@ def _edge_lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
         fields = [field.strip() for field in content.split(separator)]
         if content and (len(fields) < 2 or not all(fields[:2])):
             raise InputError(
-                f"graph_file: line {number} of {path} is {line.strip()!r}; an edge needs two nodes"
+                f"graph_file: line {number} of {path} is {line.strip()[:80]!r}; an edge needs two nodes "
+                f"with {'a comma' if separator else 'a space'} between them"
             )
         if content:
             yield fields[0], fields[1]
 
 
-def _graphml(path: Path) -> Digraph:
+def _graphml(content: bytes, path: Path) -> Digraph:
     import networkx as nx  # late: generated models start without it
 
+    def refuse(*_: object) -> None:
+        # A few lines of entities expand to more text than a memory holds.
+        raise InputError(
+            f"graph_file: {path} declares XML entities; write the GraphML without them"
+        )
+
+    scan = expat.ParserCreate()
+    scan.EntityDeclHandler = refuse
     try:
-        graph: Any = nx.read_graphml(path)
-    except (ElementTree.ParseError, nx.NetworkXError, KeyError, ValueError) as error:
+        scan.Parse(content, True)
+        graph: Any = nx.read_graphml(io.BytesIO(content))
+    except InputError:
+        raise
+    except (
+        ElementTree.ParseError, expat.ExpatError, nx.NetworkXError, AttributeError, LookupError,
+        TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise InputError(f"graph_file: {path} is no valid GraphML: {error}") from error
     nodes, edges = list(graph.nodes), list(graph.edges())
     return _labelled(nodes, edges, graph.is_directed(), f"graph_file {path}")
@@ -271,4 +310,5 @@ def _number(label: Hashable) -> int | None:
     """The whole number that a label is or spells."""
     if isinstance(label, int):
         return label
-    return int(label) if isinstance(label, str) and label.isdecimal() and label.isascii() else None
+    spelt = isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 20
+    return int(label) if spelt else None

@@ -115,6 +115,7 @@ class JointEvaluation:
         check_budget(mdp)
         policy.check(mdp)
         self.mdp = mdp
+        self._model = mdp.tabulated()
         self.policy = policy
         self.objective: Objective = objective
         self.discount = discount
@@ -148,13 +149,13 @@ class JointEvaluation:
 
     def operator(self, open_actions: frozenset[int] = frozenset()) -> StepOperator:
         """T^π; with open actions, the expectation of f given s and those actions."""
-        return self._plan(open_actions).operator(self.mdp, self.law)
+        return self._plan(open_actions).operator(self._model, self.law)
 
     def _plan(self, open_actions: frozenset[int]) -> StepPlan:
         plans = self._structure.plans
         if open_actions not in plans:
             scopes = list(self.policy.scopes)
-            plans[open_actions] = StepPlan(self.mdp, scopes, self._moves, open_actions)
+            plans[open_actions] = StepPlan(self._model, scopes, self._moves, open_actions)
         return plans[open_actions]
 
     @cached_property
@@ -200,7 +201,7 @@ class JointEvaluation:
     @cached_property
     def plain_reward(self) -> Tensor:
         """(*S) float64 closed-loop reward r^π, without entropies."""
-        return summed(reward_terms(self.mdp, self._tables), self.shape)
+        return summed(reward_terms(self._model, self._tables), self.shape)
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -227,7 +228,7 @@ class JointEvaluation:
         pattern = b"".join((laws > 0).numpy().tobytes() for laws in self._tables.laws)
         known = self._structure.classes
         if pattern not in known:
-            support = self._plan(frozenset()).operator(self.mdp, self.law, support=True)
+            support = self._plan(frozenset()).operator(self._model, self.law, support=True)
             known.clear()
             known[pattern] = closed_classes(support, self.shape)
         found = known[pattern]
@@ -398,7 +399,7 @@ class JointEvaluation:
         centre = self.average_reward if self.discount == 1.0 else 0.0
         state_part = (self.reward - self.plain_reward) - centre - values
         total = self.discount * move + state_part.reshape(*self.shape, *(1,) * n_agents)
-        return total + joint_reward(self.mdp)
+        return total + joint_reward(self._model)
 
     def block_logits(self, k: int, kappa: int | None = None) -> Tensor:
         """(*S, A_k) g_k(s, a_k) = E_{a_{-k} ~ π} Â_κ(s, (a_k, a_{-k})); κ = None uses h itself.
@@ -411,7 +412,7 @@ class JointEvaluation:
         values = self._surrogate(kappa)
         move = self.operator(frozenset([k]))(values)
         centre = self.average_reward if self.discount == 1.0 else 0.0
-        given = reward_given(self.mdp, self._tables, k, self.reward)
+        given = reward_given(self._model, self._tables, k, self.reward)
         return given + self.discount * move - (values + centre).unsqueeze(-1)
 
     def over_scope(self, k: int, values: Tensor) -> Tensor:

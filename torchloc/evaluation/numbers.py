@@ -92,7 +92,7 @@ def as_index(rows: IntArray, like: Tensor) -> Tensor:
 
 
 class ModelTables:
-    """The tables of kernels and rewards, sites last: what does not change with the policy."""
+    """The tables of kernels, links and rewards, sites last: what does not change with the policy."""
 
     def __init__(
         self, sites: Sites, sources: Sources, dtype: torch.dtype, device: torch.device
@@ -100,10 +100,15 @@ class ModelTables:
         self.dtype, self.device = dtype, device
         self.kernels = [self._table(site) for site in sites.classes]
         self.rewards = [self._table(site) for site in sources.rewards]
+        self.links = [[self._columns(link.table) for link in site.links] for site in sites.classes]
 
     def _table(self, site: SiteClass) -> Columns:
-        table = site.local.table.movedim(0, -1).to(self.device, self.dtype)
-        return columns(table.contiguous())
+        return self._columns(site.local.table)
+
+    def _columns(self, table: Tensor | NDArray) -> Columns:
+        """(B or 1, *axes) → (*axes, B or 1) on the device."""
+        moved = torch.as_tensor(table).movedim(0, -1).to(self.device, self.dtype)
+        return columns(moved.contiguous())
 
 
 class Numbers:

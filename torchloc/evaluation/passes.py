@@ -77,7 +77,7 @@ def _derivatives(
         ball, memory = ball.at(first), None
     step = ball.last
     network = step.averaging()
-    scale = problem.discount * law.scale(step.result_sizes)
+    scale = problem.discount * law.scale(step.scope_sizes)
     peak = max(network.peak, *(one.pulling().peak for one in ball.steps), 1)
     for start, stop in batches(len(ball), problem.chunk // peak):
         if memory is None:
@@ -87,7 +87,7 @@ def _derivatives(
         values = values * scale
         operands = [values, *operands_of(problem.numbers, step, start, stop)]
         # Each law joins one operand that reads its coordinate, so the network is that without laws.
-        weights = _hosted(step, law.factors([c[start:stop] for c in step.scope], step.result_sizes))
+        weights = _hosted(step, law.factors([c[start:stop] for c in step.scope], step.scope_sizes))
         for operand, weight in weights.items():
             operands[operand] = operands[operand] * weight
         gradients = network.gradients(operands, reached.operands)
@@ -104,11 +104,11 @@ def _hosted(step: Step, factors: Sequence[Tensor]) -> dict[int, Tensor]:
     """Operand of the last step → the product of the laws that it takes, on its axes."""
     weights: dict[int, Tensor] = {}
     for axis, (host, factor) in enumerate(zip(step.hosts, factors, strict=False)):
-        axes = (*step.reads, *step.sees)[host]
+        axes = step.operands[host]
         shape = [1] * len(axes) + [factor.shape[-1]]
         shape[axes.index(axis)] = len(factor)
         view = factor.reshape(shape)
-        weights[1 + host] = view * weights[1 + host] if 1 + host in weights else view
+        weights[host] = view * weights[host] if host in weights else view
     return weights
 
 

@@ -75,6 +75,7 @@ def optimal_control(
             slowly.
     """
     check_budget(mdp)
+    mdp = mdp.tabulated()
     pairs = mdp.n_states * mdp.n_joint_actions
     if pairs > PAIR_BUDGET:
         raise BudgetError(
@@ -159,6 +160,7 @@ def best_deterministic_local(
     """
     scopes = as_scopes(mdp, scopes)
     check_budget(mdp)
+    mdp = mdp.tabulated()
     rows = [math.prod(mdp.state_sizes[list(scope)].tolist()) for scope in scopes]
     sizes: list[int] = mdp.action_sizes.tolist()
     count = math.prod(size**row for size, row in zip(sizes, rows, strict=True))

@@ -101,14 +101,28 @@ def carried(problem: Problem, ball: Ball, start: int, stop: int) -> Tensor:
     source = problem.numbers.sources[ball.source].at(ball.rows[start:stop])
     values = source
     for step in ball.steps:
-        values = step.pulling()([values, *operands_of(problem.numbers, step, start, stop)])
+        network = step.pulling()
+        operands = [values, *operands_of(problem.numbers, step, start, stop)]
+        values = network(operands[: len(network.operands)])
         if problem.discount < 1.0:
             values = values * problem.discount
         if ball.carried and step.source is not None:
             order = sorted(range(len(step.source)), key=step.source.__getitem__)
-            view = tuple(slice(None) if i in step.source else None for i in range(len(step.scope)))
-            values = values + source.permute(*order, len(order))[(*view, slice(None))]
+            result = range(len(step.result))
+            view = tuple(slice(None) if i in step.source else None for i in result)
+            added = source.permute(*order, len(order))[(*view, slice(None))]
+            values = values + (added * _unit(problem, step) if step.open else added)
     return values
+
+
+def _unit(problem: Problem, step: Step) -> Tensor:
+    """(1, …, *hidden sizes, 1): what stands for 1 along the hidden axes of an open result."""
+    unit = problem.zeros(*(1,) * (len(step.result) + 1)) + 1.0
+    for place, (_, along) in enumerate(step.units, start=len(step.direct)):
+        shape = [1] * unit.ndim
+        shape[place] = len(along)
+        unit = unit * torch.tensor(along).to(unit).reshape(shape)
+    return unit
 
 
 class Memory:
@@ -175,6 +189,8 @@ def alike(numbers: Numbers, ball: Ball, *, weighted: bool) -> tuple[IntArray, In
             names.append(numbers.kernels[kind].names(rows))
         for group, rows in zip(step.groups, step.agents, strict=True):
             names.append(numbers.laws[group].names(rows))
+        for c, link in step.links:
+            names.append(numbers.model.links[step.kinds[c]][link].names(step.sites[c]))
     known = [name for name in names if name is not None]
     if len(known) < len(names):
         return ball.rows, None
@@ -183,14 +199,19 @@ def alike(numbers: Numbers, ball: Ball, *, weighted: bool) -> tuple[IntArray, In
 
 
 def operands_of(numbers: Numbers, step: Step, start: int, stop: int) -> list[Tensor]:
-    """Kernels and shared laws of a step, for some of its functions."""
+    """Kernels, shared laws, waiting links and links of a step, for some of its functions."""
+    links = numbers.model.links
     found = [
         numbers.kernels[kind].at(rows[start:stop])
         for kind, rows in zip(step.kinds, step.sites, strict=True)
     ]
-    return found + [
+    found += [
         numbers.laws[group].at(rows[start:stop])
         for group, rows in zip(step.groups, step.agents, strict=True)
+    ]
+    found += [links[one.kind][one.link].at(one.sites[start:stop]) for one in step.waiting]
+    return found + [
+        links[step.kinds[c]][link].at(step.sites[c][start:stop]) for c, link in step.links
     ]
 
 

@@ -66,6 +66,12 @@ def sampled_pass(
                 operands.append(_flat(kernel_at[kind], rows[start:stop]))
             for group, rows in zip(step.groups, step.agents, strict=True):
                 operands.append(seen.law(group, rows[start:stop]))
+            for one in step.waiting:
+                values = numbers.model.links[one.kind][one.link].at(one.sites[start:stop])
+                values = values.expand(*values.shape[:-1], stop - start)
+                operands.append(values.repeat_interleave(count, dim=-1))
+            for c, link in step.links:
+                operands.append(seen.link(step.kinds[c], link, step.sites[c][start:stop]))
             gradients = network.gradients(operands, reached.operands)
             for i, gradient in zip(at, gradients, strict=False):
                 target = inward[step.kinds[i]]
@@ -102,6 +108,20 @@ class _Seen:
         site = self.problem.sites.classes[i]
         table = self.problem.numbers.kernels[i]
         return self._at(table, rows, site.reads[rows], site.read_sizes)
+
+    def link(self, i: int, which: int, rows: IntArray) -> Tensor:
+        """(*hidden, *A, B · R) a link of some sites at the states: its coordinate is given."""
+        site = self.problem.sites.classes[i]
+        table, member = self.problem.model.links[i][which], site.links[which].member
+        n_states = site.members.shape[1]
+        if member is None or member >= n_states:
+            values = table.at(rows)
+            values = values.expand(*values.shape[:-1], len(rows))
+            return values.repeat_interleave(len(self.states), dim=-1)
+        first = Columns(table.values.movedim(-2, 0), table.ids)
+        scope, sizes = site.members[rows, member, None], site.member_sizes[member : member + 1]
+        values = self._at(first, rows, scope, sizes)
+        return values.reshape(*values.shape[:-2], -1)
 
     def law(self, group: int, rows: IntArray) -> Tensor:
         """(A, B · R) laws of some agents of a group at the states."""

@@ -20,7 +20,6 @@ Axis letters: B sites of a batch, R replicas.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,84 +31,15 @@ from torch import Tensor
 from torchloc.closed_loop import PolicyTables, entropy_terms
 from torchloc.errors import InputError
 from torchloc.evaluation.joint import Objective
-from torchloc.mdp import FactoredMDP
+from torchloc.evaluation.lookup import Lookup, index_of, small
+from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
 from torchloc.mdp.checks import IntArray
+from torchloc.mdp.gathering import Kernels, Rewards
 from torchloc.policy import SoftmaxPolicy
 
 # -- tables ----------------------------------------------------------------------------------------
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def _small(count: int) -> torch.dtype:
-    """The smallest integer type that holds 0 … count − 1."""
-    for dtype, limit in ((torch.uint8, 2**8), (torch.int16, 2**15), (torch.int32, 2**31)):
-        if count <= limit:
-            return dtype
-    return torch.int64
-
-
-def _index(numbers: IntArray, count: int, device: torch.device) -> Tensor | None:
-    """An index on the device; None for 0 … count − 1 in order, which needs no gather."""
-    if len(numbers) == count and (numbers == np.arange(count)).all():
-        return None
-    return torch.tensor(numbers, device=device)
-
-
-@dataclass(frozen=True, eq=False)
-class _Lookup:
-    """Rows of a flat table, by what each of B sites reads.
-
-    Attributes:
-        n_sites: B.
-        columns: For each variable read: whether it is an action, (B,) where it stands (None: all in
-            order), its size. Sizes 1 are left out.
-        local: Integer type that holds the rows of one site.
-        kind: Integer type that holds places in the flat table.
-        base: (B, 1) first row of each site; None for a table shared by all.
-    """
-
-    n_sites: int
-    columns: tuple[tuple[bool, Tensor | None, int], ...]
-    local: torch.dtype
-    kind: torch.dtype
-    base: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        mdp: FactoredMDP,
-        states: IntArray,
-        actions: IntArray,
-        table: Sequence[int],
-        device: torch.device,
-    ) -> _Lookup:
-        """For sites that read (B, p) coordinates and (B, q) agents in a table (B or 1, *S, *A, …)."""
-        columns = []
-        for position in range(states.shape[1] + actions.shape[1]):
-            of_action = position >= states.shape[1]
-            read = actions[:, position - states.shape[1]] if of_action else states[:, position]
-            count = mdp.n_agents if of_action else mdp.n_coordinates
-            if table[1 + position] > 1:
-                columns.append((of_action, _index(read, count, device), table[1 + position]))
-        n_rows = math.prod(size for *_, size in columns)
-        kind = torch.int32 if math.prod(table) < 2**31 else torch.int64
-        base = None
-        if table[0] > 1:
-            base = torch.arange(len(states), device=device).mul_(n_rows).to(kind)[:, None]
-        return cls(len(states), tuple(columns), _small(n_rows), kind, base)
-
-    def rows(self, states: Tensor, actions: Tensor) -> Tensor:
-        """(B, R) rows, mixed radix with the last variable running fastest."""
-        local = None
-        for of_action, index, size in self.columns:
-            values = actions if of_action else states
-            read = (values if index is None else values.index_select(0, index)).to(self.local)
-            local = read if local is None else torch.add(read, local, alpha=size)
-        if local is None:
-            shape = (self.n_sites, states.shape[1])
-            local = torch.zeros(shape, dtype=torch.uint8, device=states.device)
-        return local.to(self.kind) if self.base is None else self.base + local
 
 
 def _thresholds(laws: Tensor) -> Tensor:
@@ -133,14 +63,14 @@ class _Law:
         target: (B,) where they stand among the states or actions; None: all in order.
     """
 
-    lookup: _Lookup
+    lookup: Lookup
     thresholds: Tensor
     n_values: int
     target: Tensor | None
 
     def draw(self, states: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
         """(B, R) values in the smallest type that holds them."""
-        shape, kind = (self.lookup.n_sites, states.shape[1]), _small(self.n_values)
+        shape, kind = (self.lookup.n_sites, states.shape[1]), small(self.n_values)
         left = self.n_values - 1
         if left == 0:
             return torch.zeros(shape, dtype=kind, device=states.device)
@@ -215,36 +145,41 @@ class Simulator:
     ) -> None:
         self.mdp = mdp
         self.device = _usable(device)
-        self.dtype = _small(int(mdp.state_sizes.max()))
+        self.dtype = small(int(mdp.state_sizes.max()))
         self._tables = _snapshot(mdp, policy)
         self._agents = [
             _Law(
                 self._lookup(group.scope, np.zeros((len(group), 0), np.int64), tuple(laws.shape)),
                 _thresholds(laws.to(self.device)).reshape(-1),
                 group.n_actions,
-                _index(group.agents, mdp.n_agents, self.device),
+                index_of(group.agents, mdp.n_agents, self.device),
             )
             for group, laws in zip(self._tables.groups, self._tables.laws, strict=True)
         ]
         self._kernels = [
             _Law(
-                self._lookup(batch.states, batch.actions, batch.table.shape),
+                self._batch_lookup(batch),
                 _thresholds(torch.tensor(batch.table, device=self.device)).reshape(-1),
                 batch.table.shape[-1],
-                _index(batch.coordinates, mdp.n_coordinates, self.device),
+                index_of(batch.coordinates, mdp.n_coordinates, self.device),
             )
             for batch in mdp.kernels
         ]
         self._rewards = [
             (
-                self._lookup(batch.states, batch.actions, batch.table.shape),
+                self._batch_lookup(batch),
                 torch.tensor(batch.table, device=self.device).reshape(-1),
             )
             for batch in mdp.rewards
         ]
 
-    def _lookup(self, states: IntArray, actions: IntArray, table: Sequence[int]) -> _Lookup:
-        return _Lookup.of(self.mdp, states, actions, table, self.device)
+    def _lookup(self, states: IntArray, actions: IntArray, table: Sequence[int]) -> Lookup:
+        return Lookup.of(self.mdp, states, actions, table, self.device)
+
+    def _batch_lookup(self, batch: Kernels | Rewards) -> Lookup:
+        counters = None if isinstance(batch, KernelBatch | RewardBatch) else batch.counters
+        shape = batch.table.shape
+        return Lookup.of(self.mdp, batch.states, batch.actions, shape, self.device, counters)
 
     def renewed(self, policy: SoftmaxPolicy | PolicyTables) -> Simulator:
         """The same simulator for another policy on the same scopes, sharing all but its laws.
@@ -319,7 +254,7 @@ class Simulator:
             (N, R) next states and (K, R) the actions that led there, in small integer types.
         """
         replicas = states.shape[1]
-        kind = _small(int(self.mdp.action_sizes.max(initial=1)))
+        kind = small(int(self.mdp.action_sizes.max(initial=1)))
         actions = torch.empty(self.mdp.n_agents, replicas, dtype=kind, device=self.device)
         following = torch.empty(states.shape, dtype=self.dtype, device=self.device)
         drawn = (law.draw(states, actions, generator) for law in self._agents)
@@ -336,7 +271,7 @@ class Simulator:
         return self._total(self._entropies, states, states[:0])
 
     def _total(
-        self, terms: Iterable[tuple[_Lookup, Tensor]], states: Tensor, actions: Tensor
+        self, terms: Iterable[tuple[Lookup, Tensor]], states: Tensor, actions: Tensor
     ) -> Tensor:
         total = torch.zeros(states.shape[1], dtype=torch.float64, device=self.device)
         for lookup, table in terms:
@@ -345,7 +280,7 @@ class Simulator:
         return total
 
     @cached_property
-    def _entropies(self) -> list[tuple[_Lookup, Tensor]]:
+    def _entropies(self) -> list[tuple[Lookup, Tensor]]:
         terms = entropy_terms(self._tables)
         return [
             (law.lookup, values.reshape(-1).to(self.device))

@@ -5,7 +5,10 @@
 
 LU where T is formed, restarted GMRES where it is only applied; both are refined on their residuals.
 Every h is checked by min(r + T h − h) ≤ r̄ ≤ max(r + T h − h), true of *any* h (Odoni 1969), every d
-by ‖d T − d‖₁.
+by ‖d T − d‖₁. What is computed of either is off by its rounding, `c` units of max |h| or of ‖d‖₁ = 1,
+and both say so: a chain that hardly leaves one part of its states has an h of 1/(the probability that
+it does), so that below some 10⁻¹² r̄ and d are no longer known, and where rounding takes the
+probability away, the systems are singular. Both end in a `SolveError`, never in a wrong number.
 """
 
 from __future__ import annotations
@@ -21,6 +24,17 @@ from torchloc.errors import SolveError
 from torchloc.evaluation.dynamics import StepOperator
 
 _REFINEMENTS = 12
+_UNIT = float(np.finfo(np.float64).eps)
+WORST = 1e-6
+"""Rounding of r̄ beyond which a solve has failed, in units of max(1, max |r|); a larger tolerance allows more."""
+
+
+_PARTED = (
+    "the chain has parts that it leaves with a probability that rounding takes away, so its average reward "
+    "depends on the start; add noise to the deterministic laws, raise the temperature, or use a discount "
+    "below 1"
+)
+_NEAR_ONE = "the discount {} is 1 to rounding, and the values of the chain are not unique; lower it"
 
 
 class PoissonSolver:
@@ -40,13 +54,18 @@ class PoissonSolver:
         self._shape = shape
         self._discount = discount
         self._rank_one = discount == 1.0
+        # An entry of T h has as many terms as the coordinates have values, each with a few factors;
+        # as many again for rows that sum to 1 only to rounding.
+        self._rounding = max(64, 4 * sum(shape)) * _UNIT
         self._factors: tuple[Tensor, Tensor] | None = None
         if dense is not None:
             n = len(dense)
             system = torch.eye(n, dtype=torch.float64) - discount * dense
             if self._rank_one:
                 system = system + 1.0 / n
-            factors, pivots = torch.linalg.lu_factor(system)
+            factors, pivots, singular = torch.linalg.lu_factor_ex(system)
+            if int(singular):
+                raise SolveError(_PARTED if self._rank_one else _NEAR_ONE.format(discount))
             self._factors = (factors, pivots)
 
     def law(self, initial: Tensor, tolerance: float) -> tuple[Tensor, float]:
@@ -57,7 +76,8 @@ class PoissonSolver:
             tolerance: Largest residual accepted.
 
         Returns:
-            d, nonnegative and summing to 1, and ‖d T − d‖₁ or ‖d − (1 − γ) μ₀ − γ d T‖₁ of it.
+            d, nonnegative and summing to 1, and an upper bound of ‖d T − d‖₁ or ‖d − (1 − γ) μ₀ − γ d T‖₁,
+            rounding included.
 
         Raises:
             SolveError: The residual stays over tolerance.
@@ -91,10 +111,10 @@ class PoissonSolver:
                 f"{tolerance:.3g}; the chain mixes too slowly for this solver: raise the tolerance "
                 f"or the temperature"
             )
-        return best, best_error
+        return best, best_error + self._rounding
 
     def values(self, reward: Tensor, tolerance: float) -> tuple[Tensor, float, float]:
-        """(*S) h up to a constant, or V; and min and max of r + γ T h − h.
+        """(*S) h up to a constant, or V; and bounds of min and max of r + γ T h − h, rounding included.
 
         Args:
             reward: (*S) r.
@@ -118,17 +138,24 @@ class PoissonSolver:
             if high - low <= 1e-2 * tolerance * scale or not improved:
                 break
         width, limit = best[2] - best[1], tolerance * scale
+        rounding = self._rounding * (float(best[0].abs().max()) + scale)
         if not self._rank_one:
             # V grows like 1/(1 − γ), and its residual is never smaller than its own rounding.
             width = max(-best[1], best[2])
-            limit = max(limit, 64 * np.finfo(np.float64).eps * float(best[0].abs().max()))
+            limit = max(limit, rounding)
         if not width <= limit:
             raise SolveError(
                 f"the Poisson equation was solved to width {width:.3g}, over the tolerance "
                 f"{limit:.3g}; the chain mixes too slowly for this solver: raise the "
                 f"tolerance or the temperature"
             )
-        return best
+        if self._rank_one and rounding > max(tolerance, WORST) * scale:
+            raise SolveError(
+                f"the relative values of the chain are of size {float(best[0].abs().max()):.3g}, and what "
+                f"rounding makes of them leaves the average reward unknown by {rounding:.3g}; the chain hardly "
+                f"leaves some of its states: raise the temperature, or use a discount below 1"
+            )
+        return best[0], best[1] - rounding, best[2] + rounding
 
     def _apply(self, values: Tensor) -> Tensor:
         """(I − γT + 1uᵀ) h."""

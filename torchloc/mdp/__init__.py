@@ -10,8 +10,18 @@ factorises as
 question, so that kernels without a table can take its place.
 """
 
+from torchloc.mdp.counts import CountBatch, CountKernel, CountRewardBatch
 from torchloc.mdp.kernels import KernelBatch, LocalKernel
 from torchloc.mdp.model import FactoredMDP
 from torchloc.mdp.rewards import LocalReward, RewardBatch
 
-__all__ = ["FactoredMDP", "KernelBatch", "LocalKernel", "LocalReward", "RewardBatch"]
+__all__ = [
+    "CountBatch",
+    "CountKernel",
+    "CountRewardBatch",
+    "FactoredMDP",
+    "KernelBatch",
+    "LocalKernel",
+    "LocalReward",
+    "RewardBatch",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,16 +33,19 @@ def integers(value: ArrayLike, field: str, ndim: int) -> IntArray:
         array = array.reshape((*array.shape, *(0,) * (ndim - array.ndim)))
     if array.ndim != ndim:
         raise InputError(f"{field} must have {ndim} axes, but its shape is {array.shape}")
-    if array.size and not np.issubdtype(array.dtype, np.integer):
+    if not array.size:  # whatever its dtype, there is nothing in it to be wrong
+        return frozen(np.zeros(array.shape, dtype=np.int64))
+    if not np.issubdtype(array.dtype, np.integer):
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{field} must hold whole numbers, but its dtype is {array.dtype}")
+        array = array.astype(np.float64)  # a half cannot be held against the largest index
         broken = ~np.isfinite(array) | (array != np.floor(array))
         if broken.any():
             index = first(broken)
             raise InputError(
                 f"{field}: entry {index} is {array[index]:.6g}; it must be a whole number"
             )
-    beyond = (array < -(2.0**53)) | (array > 2.0**53) if array.size else np.zeros(0, np.bool_)
+    beyond = (array < -(2.0**53)) | (array > 2.0**53)
     if beyond.any():
         index = first(beyond)
         raise InputError(f"{field}: entry {index} is {array[index]}; that is no index or size")
@@ -127,13 +131,18 @@ def check_distinct(array: IntArray, place: Callable[[int], str], kind: str) -> N
 
 
 def names(value: Sequence[str] | None, field: str, count: int) -> tuple[str, ...] | None:
-    """Distinct names, one an entity; None stays None (entities are then called by number)."""
+    """Distinct printable names, one an entity; None stays None (entities are then called by number)."""
     if value is None:
         return None
     result = tuple(str(name) for name in value)
     if len(result) != count:
         raise InputError(f"{field} has {len(result)} names, but {count} are needed")
+    hidden = next((name for name in result if not name.isprintable()), None)
+    if hidden is not None:
+        raise InputError(
+            f"{field}: {hidden!r} holds a character that cannot be printed; names are single lines"
+        )
     if len(set(result)) != count:
-        twice = next(name for i, name in enumerate(result) if name in result[:i])
+        (twice, _), *_ = Counter(result).most_common(1)
         raise InputError(f"{field}: {twice!r} stands twice; names must differ")
     return result

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,29 +10,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchloc.errors import InputError
+from torchloc.mdp import archives
+from torchloc.mdp.counts import CountBatch, CountRewardBatch
 from torchloc.mdp.kernels import KernelBatch
 from torchloc.mdp.rewards import RewardBatch
 
 if TYPE_CHECKING:
     from torchloc.mdp.model import FactoredMDP
 
-FORMAT = 1
+FORMAT = 2
+"""Format 2 knows counted parents; a model without them is written as format 1."""
 _KERNEL = ("coordinates", "states", "actions", "table")
 _REWARD = ("states", "actions", "table")
+_COUNTED = (
+    "states", "actions", "state_weights", "action_weights", "state_sizes", "action_sizes",
+)  # fmt: skip
 
 
 def save(path: str | PathLike[str], mdp: FactoredMDP) -> None:
     """Writes to a temporary file beside `path`, then renames: a reader never sees half a file."""
     arrays: dict[str, Any] = {
-        "torchloc_model": np.int64(FORMAT),
+        "torchloc_model": np.int64(FORMAT if _counts(mdp) else 1),
         "state_sizes": mdp.state_sizes,
         "action_sizes": mdp.action_sizes,
         "counts": np.array([len(mdp.kernels), len(mdp.rewards)]),
     }
     for b, kernel in enumerate(mdp.kernels):
         arrays.update({f"kernel_{b}_{field}": getattr(kernel, field) for field in _KERNEL})
+        if isinstance(kernel, CountBatch):
+            arrays.update(_counted(f"kernel_{b}", kernel))
+            if kernel.modes is not None:
+                arrays[f"kernel_{b}_modes"] = kernel.modes.table
+                arrays[f"kernel_{b}_rates"] = kernel.modes.rates
     for b, term in enumerate(mdp.rewards):
         arrays.update({f"reward_{b}_{field}": getattr(term, field) for field in _REWARD})
+        if isinstance(term, CountRewardBatch):
+            arrays.update(_counted(f"reward_{b}", term))
     if mdp.initial is not None:
         arrays["initial"] = mdp.initial
     for field in ("coordinate_names", "agent_names"):
@@ -61,28 +69,22 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, not a model, of a later format, or damaged.
     """
-    arrays = _arrays(path)
+    arrays = archives.read(path, "torchloc model", "model file")
     try:
         if "torchloc_model" not in arrays:
             raise InputError(f"{path} is no torchloc model; write one with FactoredMDP.save")
         version = int(arrays["torchloc_model"])
-        if version != FORMAT:
+        if version not in range(1, FORMAT + 1):
             raise InputError(
-                f"{path} has model format {version}, this version reads format {FORMAT}; "
+                f"{path} has model format {version}, this version reads formats 1 to {FORMAT}; "
                 f"write the model again with this version, or upgrade torchloc"
             )
         n_kernels, n_rewards = (int(count) for count in arrays["counts"])
         arguments: dict[str, Any] = {
             "state_sizes": arrays["state_sizes"],
             "action_sizes": arrays["action_sizes"],
-            "kernels": [
-                KernelBatch(*(arrays[f"kernel_{b}_{field}"] for field in _KERNEL))
-                for b in range(n_kernels)
-            ],
-            "rewards": [
-                RewardBatch(*(arrays[f"reward_{b}_{field}"] for field in _REWARD))
-                for b in range(n_rewards)
-            ],
+            "kernels": [_kernel(arrays, f"kernel_{b}") for b in range(n_kernels)],
+            "rewards": [_reward(arrays, f"reward_{b}") for b in range(n_rewards)],
         }
     except KeyError as error:
         raise InputError(f"{path} is damaged: the array {error} is missing") from error
@@ -98,22 +100,37 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     return arguments
 
 
-def _arrays(path: str | PathLike[str]) -> dict[str, Any]:
-    """All arrays of the archive, each read to its end and held against its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                name.removesuffix(".npy"): np.lib.format.read_array(
-                    io.BytesIO(archive.read(name)), allow_pickle=False
-                )
-                for name in archive.namelist()
-            }
-    except FileNotFoundError:
-        raise InputError(f"there is no model file {path}") from None
-    # What zipfile, zlib and NumPy's header reader raise on bytes that nobody wrote.
-    except (
-        ArithmeticError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
-        RuntimeError, SyntaxError, TypeError, ValueError, struct.error, tokenize.TokenError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise InputError(f"{path} is damaged or no torchloc model: {error}") from error
+def _counts(mdp: FactoredMDP) -> bool:
+    return any(isinstance(b, CountBatch | CountRewardBatch) for b in (*mdp.kernels, *mdp.rewards))
+
+
+def _counted(name: str, batch: CountBatch | CountRewardBatch) -> dict[str, Any]:
+    counters = batch.counters
+    return {f"{name}_counted_{field}": np.asarray(getattr(counters, field)) for field in _COUNTED}
+
+
+def _weights(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    return {field: arrays[f"{name}_counted_{field}"] for field in _COUNTED[2:]}
+
+
+def _kernel(arrays: dict[str, Any], name: str) -> KernelBatch | CountBatch:
+    coordinates, states, actions, table = (arrays[f"{name}_{field}"] for field in _KERNEL)
+    if f"{name}_counted_states" not in arrays:
+        return KernelBatch(coordinates, states, actions, table)
+    counted_states, counted_actions = (arrays[f"{name}_counted_{x}"] for x in _COUNTED[:2])
+    modes = None
+    if f"{name}_modes" in arrays:
+        modes = (arrays[f"{name}_modes"], arrays[f"{name}_rates"])
+    weights = _weights(arrays, name)
+    return CountBatch(
+        coordinates, states, actions, counted_states, counted_actions, table, modes=modes, **weights
+    )
+
+
+def _reward(arrays: dict[str, Any], name: str) -> RewardBatch | CountRewardBatch:
+    states, actions, table = (arrays[f"{name}_{field}"] for field in _REWARD)
+    if f"{name}_counted_states" not in arrays:
+        return RewardBatch(states, actions, table)
+    counted_states, counted_actions = (arrays[f"{name}_counted_{x}"] for x in _COUNTED[:2])
+    weights = _weights(arrays, name)
+    return CountRewardBatch(states, actions, counted_states, counted_actions, table, **weights)

@@ -193,6 +193,16 @@ class KernelBatch:
         """Sizes of the q action parents."""
         return self.table.shape[1 + self.states.shape[1] : -1]
 
+    @property
+    def state_parents(self) -> IntArray:
+        """(B, p) every coordinate that is read."""
+        return self.states
+
+    @property
+    def action_parents(self) -> IntArray:
+        """(B, q) every agent whose action is read."""
+        return self.actions
+
     def state_influence(self) -> FloatArray:
         """E^s of each state parent: sup of TV(P_j) over a change of that parent alone.
 
@@ -220,69 +230,3 @@ class KernelBatch:
                 worst = distance.reshape(len(distance), -1).max(axis=1)
                 np.maximum(result[:, column], worst, out=result[:, column])
         return np.minimum(result, 1.0)
-
-
-def gather_kernels(
-    items: Iterable[LocalKernel | KernelBatch], n_coordinates: int
-) -> tuple[KernelBatch, ...]:
-    """Batches of equal shape; singles drive, in order, the coordinates that no batch drives.
-
-    Raises:
-        InputError: A coordinate without a kernel, or with two.
-    """
-    items = list(items)
-    batches = [item for item in items if isinstance(item, KernelBatch)]
-    singles = [item for item in items if isinstance(item, LocalKernel)]
-    if len(batches) + len(singles) != len(items):
-        other = next(i for i in items if not isinstance(i, (KernelBatch, LocalKernel)))
-        raise InputError(
-            f"kernels holds a {type(other).__name__}; give LocalKernel or KernelBatch objects"
-        )
-    driven = np.zeros(n_coordinates, dtype=np.int64)
-    for batch in batches:
-        wrong = (batch.coordinates < 0) | (batch.coordinates >= n_coordinates)
-        if wrong.any():
-            raise InputError(
-                f"a kernel drives coordinate {int(batch.coordinates[wrong][0])}, "
-                f"but the model has {n_coordinates} coordinates, numbered from 0"
-            )
-        driven += np.bincount(batch.coordinates, minlength=n_coordinates)
-    if (driven > 1).any():
-        raise InputError(
-            f"coordinate {int(np.argmax(driven > 1))} has {int(driven.max())} kernels; give it one"
-        )
-    free = np.flatnonzero(driven == 0)
-    if len(free) != len(singles):
-        kind = "no kernel is left for" if len(free) > len(singles) else "no coordinate is left for"
-        what = (
-            f"coordinate {int(free[len(singles)])}"
-            if len(free) > len(singles)
-            else f"kernel {len(free)}"
-        )
-        raise InputError(
-            f"the model has {n_coordinates} coordinates but {int(driven.sum()) + len(singles)} "
-            f"kernels: {kind} {what}; give exactly one kernel a coordinate"
-        )
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for i, single in enumerate(singles):
-        key = (len(single.states), single.table.shape)
-        groups.setdefault(key, []).append(i)
-    for rows in groups.values():
-        members = [singles[i] for i in rows]
-        batches.append(
-            KernelBatch(
-                free[rows],
-                np.array([member.states for member in members]).reshape(len(rows), -1),
-                np.array([member.actions for member in members]).reshape(len(rows), -1),
-                stacked([member.table for member in members]),
-            )
-        )
-    return tuple(batches)
-
-
-def stacked(tables: list[FloatArray]) -> FloatArray:
-    """(B, …) tables of equal shape, or (1, …) when all are the same."""
-    head = tables[0]
-    if all(table is head or np.array_equal(table, head) for table in tables):
-        return head[None]
-    return np.stack(tables)

@@ -22,8 +22,10 @@ from torchloc.mdp.checks import (
     normalised,
     reals,
 )
-from torchloc.mdp.kernels import KernelBatch, LocalKernel, gather_kernels
-from torchloc.mdp.rewards import LocalReward, RewardBatch, gather_rewards
+from torchloc.mdp.counts import TABLE_ENTRIES, CountKernel
+from torchloc.mdp.gathering import Kernels, Rewards, gather_kernels, gather_rewards
+from torchloc.mdp.kernels import KernelBatch, LocalKernel
+from torchloc.mdp.rewards import LocalReward, RewardBatch
 
 
 class FactoredMDP:
@@ -32,10 +34,11 @@ class FactoredMDP:
     Args:
         state_sizes: (N,) sizes S_i ≥ 1 of the coordinates' spaces.
         action_sizes: (K,) sizes A_k ≥ 1 of the agents' action spaces; K may differ from N.
-        kernels: One kernel a coordinate: `LocalKernel` objects, which drive the coordinates in
-            order, or `KernelBatch` objects, which name theirs; in a mixture the singles take what
-            the batches leave.
-        rewards: Reward terms, singles or batches; the reward is their sum.
+        kernels: One kernel a coordinate: `LocalKernel` and `CountKernel` objects, which drive the
+            coordinates in order, or `KernelBatch` and `CountBatch` objects, which name theirs; in a
+            mixture the singles take what the batches leave.
+        rewards: Reward terms, `LocalReward` singles or `RewardBatch` and `CountRewardBatch` batches;
+            the reward is their sum.
         initial: Product law of the first state: N vectors, or an (N, max S) array padded with
             zeros. None where a run needs no law (average reward); simulation then starts uniformly.
         coordinate_names: N distinct names, or None.
@@ -62,8 +65,8 @@ class FactoredMDP:
         self,
         state_sizes: ArrayLike,
         action_sizes: ArrayLike,
-        kernels: Iterable[LocalKernel | KernelBatch],
-        rewards: Iterable[LocalReward | RewardBatch],
+        kernels: Iterable[LocalKernel | CountKernel | Kernels],
+        rewards: Iterable[LocalReward | Rewards],
         *,
         initial: Sequence[ArrayLike] | FloatArray | None = None,
         coordinate_names: Sequence[str] | None = None,
@@ -73,7 +76,7 @@ class FactoredMDP:
         self.action_sizes: IntArray = _sizes(action_sizes, "action_sizes", "agent")
         if self.n_coordinates == 0:
             raise InputError("state_sizes is empty; a model needs at least one coordinate")
-        self.kernels: tuple[KernelBatch, ...] = gather_kernels(kernels, self.n_coordinates)
+        self.kernels: tuple[Kernels, ...] = gather_kernels(kernels, self.n_coordinates)
         for kernel in self.kernels:
             self._check_scope(kernel, kernel.place)
             driven = self.state_sizes[kernel.coordinates]
@@ -87,7 +90,7 @@ class FactoredMDP:
         terms = gather_rewards(rewards)
         for term, place in terms:
             self._check_scope(term, place)
-        self.rewards: tuple[RewardBatch, ...] = tuple(term for term, _ in terms)
+        self.rewards: tuple[Rewards, ...] = tuple(term for term, _ in terms)
         self.initial: FloatArray | None = (
             None if initial is None else _initial(initial, self.state_sizes)
         )
@@ -102,7 +105,7 @@ class FactoredMDP:
             )
         super().__setattr__(name, value)
 
-    def _check_scope(self, batch: KernelBatch | RewardBatch, place: Callable[[int], str]) -> None:
+    def _check_scope(self, batch: Kernels | Rewards, place: Callable[[int], str]) -> None:
         for kind, parents, sizes, shape, skipped in (
             ("coordinate", batch.states, self.state_sizes, batch.state_shape, 0),
             ("agent", batch.actions, self.action_sizes, batch.action_shape, batch.states.shape[1]),
@@ -116,6 +119,8 @@ class FactoredMDP:
                     f"but it belongs to {kind} {int(parents[row, column])}, which has size "
                     f"{int(sizes[parents[row, column]])}; order the axes as the parents"
                 )
+        if not isinstance(batch, KernelBatch | RewardBatch):
+            batch.counters.check(self.state_sizes, self.action_sizes, place)
 
     @property
     def n_coordinates(self) -> int:
@@ -147,11 +152,42 @@ class FactoredMDP:
 
     def state_edges(self) -> tuple[IntArray, IntArray]:
         """(influenced j, cause i) for every state parent i of a kernel j; two (edges,) arrays."""
-        return _edges((kernel.coordinates, kernel.states) for kernel in self.kernels)
+        return _edges((kernel.coordinates, kernel.state_parents) for kernel in self.kernels)
 
     def action_edges(self) -> tuple[IntArray, IntArray]:
         """(influenced j, agent k) for every action parent k of a kernel j; two (edges,) arrays."""
-        return _edges((kernel.coordinates, kernel.actions) for kernel in self.kernels)
+        return _edges((kernel.coordinates, kernel.action_parents) for kernel in self.kernels)
+
+    def tabulated(self, entries: int = TABLE_ENTRIES) -> FactoredMDP:
+        """The same model with every kernel and reward term as a table; itself where all are.
+
+        Args:
+            entries: Entries of one site's table at most.
+
+        Raises:
+            BudgetError: A site with counters has more.
+        """
+        if all(isinstance(b, KernelBatch | RewardBatch) for b in (*self.kernels, *self.rewards)):
+            return self
+        return FactoredMDP(
+            self.state_sizes,
+            self.action_sizes,
+            [
+                table
+                for kernel in self.kernels
+                for table in (
+                    [kernel] if isinstance(kernel, KernelBatch) else kernel.tables(entries)
+                )
+            ],
+            [
+                table
+                for term in self.rewards
+                for table in ([term] if isinstance(term, RewardBatch) else term.tables(entries))
+            ],
+            initial=self.initial,
+            coordinate_names=self.coordinate_names,
+            agent_names=self.agent_names,
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the model to a `.npz` file, without pickle. `load` gives it back bit for bit."""

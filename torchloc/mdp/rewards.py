@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +18,6 @@ from torchloc.mdp.checks import (
     integers,
     reals,
 )
-from torchloc.mdp.kernels import stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +104,16 @@ class RewardBatch:
         return len(self.states)
 
     @property
+    def state_parents(self) -> IntArray:
+        """(B, p) every coordinate that is read."""
+        return self.states
+
+    @property
+    def action_parents(self) -> IntArray:
+        """(B, q) every agent whose action is read."""
+        return self.actions
+
+    @property
     def state_shape(self) -> tuple[int, ...]:
         """Sizes of the p coordinates."""
         return self.table.shape[1 : 1 + self.states.shape[1]]
@@ -114,39 +122,3 @@ class RewardBatch:
     def action_shape(self) -> tuple[int, ...]:
         """Sizes of the q agents' action spaces."""
         return self.table.shape[1 + self.states.shape[1] :]
-
-
-def gather_rewards(
-    items: Iterable[LocalReward | RewardBatch],
-) -> list[tuple[RewardBatch, Callable[[int], str]]]:
-    """Batches of equal shape, batches first, then singles in the order of first appearance.
-
-    Beside each batch a function that says which term of `items` its row b is.
-    """
-    batches: list[tuple[RewardBatch, Callable[[int], str]]] = []
-    groups: dict[tuple[object, ...], list[int]] = {}
-    singles: dict[int, LocalReward] = {}
-    for position, item in enumerate(items):
-        if isinstance(item, RewardBatch):
-            batches.append((item, partial("rewards[{}], row {}".format, position)))
-        elif isinstance(item, LocalReward):
-            singles[position] = item
-            groups.setdefault((len(item.states), item.table.shape), []).append(position)
-        else:
-            raise InputError(
-                f"rewards[{position}] is a {type(item).__name__}; give LocalReward or RewardBatch "
-                f"objects"
-            )
-    for positions in groups.values():
-        members = [singles[position] for position in positions]
-        batch = RewardBatch(
-            np.array([member.states for member in members]).reshape(len(members), -1),
-            np.array([member.actions for member in members]).reshape(len(members), -1),
-            stacked([member.table for member in members]),
-        )
-        batches.append((batch, partial(_single, positions)))
-    return batches
-
-
-def _single(positions: list[int], row: int) -> str:
-    return f"rewards[{positions[row]}]"

@@ -1,0 +1,90 @@
+"""How much a coordinate can move a kernel that counts, once its own actions are averaged under the policy.
+
+Averaging the private actions of a kernel T[s_own, a_own, c, s'] gives P̃[u, c, s'], where u runs over own
+coordinates and what these agents see. A coordinate that is counted *and* stands in u is taken into the
+table, P̃'[u, c, s'] = P̃[u, c ⊕ w(u_i), s'], so that the rest counts alone; then entry (j, i) of K^π is a
+maximum over u and over what the rest can reach, of size linear in the number of neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from torchloc.alike import at_rows, equal_rows
+from torchloc.closed_loop import LocalClass, PolicyTables, local_classes
+from torchloc.mdp import CountBatch
+from torchloc.mdp.checks import FloatArray, IntArray
+from torchloc.mdp.counting import Key, values_of
+from torchloc.mdp.counts import counted_spreads, own_spreads, total_variation
+
+Entries = tuple[IntArray, IntArray, FloatArray]
+"""(B,) coordinates, (B, u) causes, (B or 1, u) values."""
+
+
+def counted_influence(batch: CountBatch, tables: PolicyTables) -> Iterator[Entries]:
+    """Entries of K^π for kernels that count coordinates and whose own actions are all private.
+
+    Args:
+        batch: Kernels without counted actions.
+        tables: The policy's laws; kernels with an agent whose laws were not read are left out.
+
+    Yields:
+        Exact entries, up to the rounding of sums.
+
+    Raises:
+        BudgetError: What own agents see is too large to enumerate.
+    """
+    for local in local_classes(batch, tables):
+        if not tables.holds(local.agents.reshape(-1)):
+            continue
+        u, axes = len(local.sizes), 1 + len(local.sizes)
+        law = local.averaged(tables).numpy()
+        law = law.reshape(*law.shape[:axes], batch.counters.n_states, law.shape[-1])
+        counted = at_rows(batch.counters.states, local.rows)
+        places = _places(local.union, counted)
+        for pattern, members in batch.counters.patterns():
+            inside = np.flatnonzero(np.isin(local.rows, pattern))
+            for place, inner in equal_rows(places[inside]):
+                rows = inside[inner]
+                part = law if len(law) == 1 else law[rows]
+                yield (
+                    batch.coordinates[local.rows[rows]],
+                    np.concatenate([local.union[rows], counted[rows]], axis=1),
+                    _entries(part, local, batch.counters.levels, members, place, u),
+                )
+
+
+def _places(union: IntArray, counted: IntArray) -> IntArray:
+    """(B, d) where each counted coordinate stands in the union; −1 where it does not."""
+    places = np.full(counted.shape, -1)
+    for i, column in enumerate(union.T):
+        places[counted == column[:, None]] = i
+    return places
+
+
+def _entries(
+    law: FloatArray,
+    local: LocalClass,
+    levels: tuple[int, ...],
+    members: list[Key],
+    place: list[int],
+    u: int,
+) -> FloatArray:
+    """(B or 1, u + d); a counted coordinate that stands in the union has its entry there, and 0 here."""
+    for key, at in zip(members, place, strict=True):
+        if at >= 0:
+            axis, moves = 1 + at, values_of(key, levels)
+            parts = [
+                np.take(law, x if law.shape[axis] > 1 else 0, axis=axis)[..., move, :]
+                for x, move in zip(range(local.sizes[at]), moves, strict=True)
+            ]
+            law = np.stack(parts, axis=axis)
+    rest = [key for key, at in zip(members, place, strict=True) if at < 0]
+    own = own_spreads(law, levels, rest, range(1, 1 + u), total_variation)
+    others = counted_spreads(law, levels, rest, total_variation)
+    none = np.zeros(len(law))
+    beside = [others[key] if at < 0 else none for key, at in zip(members, place, strict=True)]
+    found = [*own, *beside]
+    return np.stack(found, axis=1) if found else np.zeros((len(law), 0))

@@ -1,0 +1,626 @@
+"""Kernels and reward terms that read most of their parents only through counters.
+
+    P_j(s'_j | s, a) = T[s_own, a_own, c_1, …, c_r, s'_j],        c_i = min(C_i − 1, Σ_m w[i, m, x_m]).
+
+Memory and sensitivities are linear in the number of counted parents. A noisy-or, whose law depends on
+the count c through powers λ^c only, is a count kernel that knows these powers (its *modes*):
+
+    T[s_own, a_own, c, s'_j] = Σ_h M[s_own, a_own, h, s'_j] λ_h^c,
+
+so that a contraction needs one index of H values, where a chain of adders needs one as long as the
+count at every parent.
+
+Axis letters as in `mdp.counting`; p own coordinates, q own agents, H modes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from torchloc.errors import BudgetError, InputError
+from torchloc.mdp.checks import (
+    FloatArray,
+    IntArray,
+    check_distinct,
+    check_finite,
+    frozen,
+    integers,
+    normalised,
+    reals,
+)
+from torchloc.mdp.counting import Counters, Key, grid, reachable, reachable_beside
+from torchloc.mdp.kernels import KernelBatch
+from torchloc.mdp.rewards import RewardBatch
+
+TABLE_ENTRIES = 2**22
+"""Entries of the table that a site with counters is written out as at most."""
+Distance = Callable[[FloatArray, FloatArray], FloatArray]
+"""Of rows along the last axis."""
+_MODE_ERROR = 1e-12
+"""How far the modes of a kernel may be from its table."""
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Powers of the count that a law is made of.
+
+    Attributes:
+        table: (B or 1, *S, *A, H, S_j) M; mode 0 has rate 1.
+        rates: (H,) λ, each in [0, 1].
+    """
+
+    table: FloatArray
+    rates: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class CountBatch:
+    """B kernels of equal shape that count most of their parents.
+
+    Args:
+        coordinates: (B,) the coordinate that each kernel drives.
+        states: (B, p) own coordinates, read one by one.
+        actions: (B, q) own agents.
+        counted_states: (B, d) counted coordinates.
+        counted_actions: (B, e) counted agents.
+        table: (B or 1, *S, *A, C_1, …, C_r, S_j), rows along the last axis sum to 1.
+        state_weights: (X,), (d, X), (r, d, X) or (B, r, d, X) whole numbers ≥ 0: what a counted
+            coordinate adds at each of its values; None: its value, 0 or 1.
+        action_weights: The same of counted agents.
+        state_sizes: d sizes of the counted coordinates; None: all have X values.
+        action_sizes: e sizes of the counted agents' action spaces; None: all have as many as weights.
+        modes: (M, λ): (B or 1, *S, *A, H, S_j) and (H,), if the law is a sum of powers of one count that
+            never stops.
+
+    Raises:
+        InputError: A row is not a law, shapes do not match, a parent stands twice, the modes are not
+            those of the table.
+    """
+
+    coordinates: IntArray
+    states: IntArray
+    actions: IntArray
+    counters: Counters
+    table: FloatArray
+    modes: Modes | None
+
+    def __init__(
+        self,
+        coordinates: ArrayLike,
+        states: ArrayLike,
+        actions: ArrayLike,
+        counted_states: ArrayLike,
+        counted_actions: ArrayLike,
+        table: ArrayLike,
+        *,
+        state_weights: ArrayLike | None = None,
+        action_weights: ArrayLike | None = None,
+        state_sizes: Sequence[int] | None = None,
+        action_sizes: Sequence[int] | None = None,
+        modes: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> None:
+        sites = integers(coordinates, "kernel coordinates", 1)
+        object.__setattr__(self, "coordinates", sites)
+        if not len(sites):
+            raise InputError("a kernel batch drives no coordinate; leave it out")
+        tables = reals(table, "kernel table")
+        own_states, own_actions, counters = _parts(
+            len(sites), states, actions, counted_states, counted_actions, tables, 1,
+            state_weights, action_weights, state_sizes, action_sizes, self.place,
+        )  # fmt: skip
+        object.__setattr__(self, "states", own_states)
+        object.__setattr__(self, "actions", own_actions)
+        object.__setattr__(self, "counters", counters)
+        object.__setattr__(self, "table", frozen(normalised(tables, self.place)))
+        object.__setattr__(self, "modes", None if modes is None else self._checked_modes(*modes))
+
+    def _checked_modes(self, table: ArrayLike, rates: ArrayLike) -> Modes:
+        powers, core = reals(rates, "mode rates"), reals(table, "mode table")
+        counters = self.counters
+        if len(counters.levels) != 1:
+            raise InputError(
+                f"modes are powers of one count, but there are {len(counters.levels)} counters"
+            )
+        level = counters.levels[0]
+        largest = max(sum(max(key[0]) for key in members) for _, members in counters.patterns())
+        if largest >= level:
+            raise InputError(
+                f"modes need counts that never stop, but {largest} is reached and the table has "
+                f"{level} levels; give the table {largest + 1}"
+            )
+        if powers.ndim != 1 or ((powers < 0) | (powers > 1)).any():
+            raise InputError(f"mode rates are {powers.tolist()}; give numbers between 0 and 1")
+        shape = (*self.table.shape[1:-2], len(powers), self.table.shape[-1])
+        if core.shape[1:] != shape or len(core) not in (1, len(self)):
+            raise InputError(
+                f"the mode table has shape {core.shape}; it must be (1 or {len(self)}, "
+                f"{', '.join(map(str, shape))})"
+            )
+        if not (powers == 1.0).any():
+            core = np.concatenate([np.zeros((*core.shape[:-2], 1, core.shape[-1])), core], axis=-2)
+            powers = np.concatenate([[1.0], powers])
+        order = np.argsort(-powers, kind="stable")
+        core, powers = np.ascontiguousarray(core[..., order, :]), powers[order]
+        counts = np.arange(largest + 1)
+        spelled = np.einsum("...hs,hc->...cs", core, powers[:, None] ** counts)
+        error = float(np.abs(spelled - self.table[..., : largest + 1, :]).max())
+        if not error <= _MODE_ERROR:
+            raise InputError(
+                f"the modes differ from the table by {error:.3g}; they must be the same law"
+            )
+        return Modes(frozen(core), frozen(powers))
+
+    def place(self, row: int) -> str:
+        """How an error calls the kernel of this row."""
+        return f"kernel of coordinate {int(self.coordinates[row])}"
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Sizes of the p own coordinates."""
+        return self.table.shape[1 : 1 + self.states.shape[1]]
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Sizes of the q own agents' action spaces."""
+        first = 1 + self.states.shape[1]
+        return self.table.shape[first : first + self.actions.shape[1]]
+
+    @property
+    def state_parents(self) -> IntArray:
+        """(B, p + d): own coordinates, then counted ones."""
+        return np.concatenate([self.states, self.counters.states], axis=1)
+
+    @property
+    def action_parents(self) -> IntArray:
+        """(B, q + e): own agents, then counted ones."""
+        return np.concatenate([self.actions, self.counters.actions], axis=1)
+
+    def state_influence(self) -> FloatArray:
+        """E^s of each state parent: sup of TV(P_j) over a change of that parent alone.
+
+        Returns:
+            (B or 1, p + d), exact up to the rounding of a sum of S_j terms: over all own values and all
+            counts that the other parents can reach.
+        """
+        p, d = self.states.shape[1], self.counters.states.shape[1]
+        own = range(1, 1 + p)
+        return influences(self.table, self.counters, own, range(d), total_variation)
+
+    def action_influence(self) -> FloatArray:
+        """E^a of each action parent: (B or 1, q + e), as `state_influence`."""
+        p, q, d = self.states.shape[1], self.actions.shape[1], self.counters.states.shape[1]
+        own, counted = range(1 + p, 1 + p + q), range(d, self.counters.width)
+        return influences(self.table, self.counters, own, counted, total_variation)
+
+    @property
+    def table_entries(self) -> int:
+        """Entries of one kernel written out."""
+        return math.prod(_full_shape(self, 1))
+
+    def tables(self, entries: int = TABLE_ENTRIES) -> Iterable[KernelBatch]:
+        """The same kernels written out.
+
+        Raises:
+            BudgetError: A table has more entries than given.
+        """
+        for rows, parents, table in _written(self, entries, self.place, 1):
+            yield KernelBatch(self.coordinates[rows], *parents, table)
+
+
+@dataclass(frozen=True, eq=False)
+class CountRewardBatch:
+    """B reward terms of equal shape that count most of what they read.
+
+    Args:
+        states: (B, p) own coordinates.
+        actions: (B, q) own agents.
+        counted_states: (B, d) counted coordinates.
+        counted_actions: (B, e) counted agents.
+        table: (B or 1, *S, *A, C_1, …, C_r) float64, finite.
+        state_weights: As `CountBatch`.
+        action_weights: As `CountBatch`.
+        state_sizes: As `CountBatch`.
+        action_sizes: As `CountBatch`.
+
+    Raises:
+        InputError: As `CountBatch`.
+    """
+
+    states: IntArray
+    actions: IntArray
+    counters: Counters
+    table: FloatArray
+
+    def __init__(
+        self,
+        states: ArrayLike,
+        actions: ArrayLike,
+        counted_states: ArrayLike,
+        counted_actions: ArrayLike,
+        table: ArrayLike,
+        *,
+        state_weights: ArrayLike | None = None,
+        action_weights: ArrayLike | None = None,
+        state_sizes: Sequence[int] | None = None,
+        action_sizes: Sequence[int] | None = None,
+    ) -> None:
+        tables = reals(table, "reward table")
+        count = max(len(np.asarray(x)) for x in (states, actions, counted_states, counted_actions))
+        own_states, own_actions, counters = _parts(
+            count, states, actions, counted_states, counted_actions, tables, 0,
+            state_weights, action_weights, state_sizes, action_sizes, self.place,
+        )  # fmt: skip
+        check_finite(tables, self.place)
+        object.__setattr__(self, "states", own_states)
+        object.__setattr__(self, "actions", own_actions)
+        object.__setattr__(self, "counters", counters)
+        object.__setattr__(self, "table", frozen(tables))
+
+    def place(self, row: int) -> str:
+        """How an error calls the term of this row."""
+        return f"reward term {row} of its batch"
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Sizes of the p own coordinates."""
+        return self.table.shape[1 : 1 + self.states.shape[1]]
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Sizes of the q own agents' action spaces."""
+        first = 1 + self.states.shape[1]
+        return self.table.shape[first : first + self.actions.shape[1]]
+
+    @property
+    def state_parents(self) -> IntArray:
+        """(B, p + d): own coordinates, then counted ones."""
+        return np.concatenate([self.states, self.counters.states], axis=1)
+
+    @property
+    def action_parents(self) -> IntArray:
+        """(B, q + e): own agents, then counted ones."""
+        return np.concatenate([self.actions, self.counters.actions], axis=1)
+
+    def state_spreads(self) -> FloatArray:
+        """(B or 1, p + d) largest change of a term with each coordinate alone, exact."""
+        p, d = self.states.shape[1], self.counters.states.shape[1]
+        return influences(self.table[..., None], self.counters, range(1, 1 + p), range(d), _change)
+
+    def action_spreads(self) -> FloatArray:
+        """(B or 1, q + e) largest change of a term with each action alone, exact."""
+        p, q, d = self.states.shape[1], self.actions.shape[1], self.counters.states.shape[1]
+        own, counted = range(1 + p, 1 + p + q), range(d, self.counters.width)
+        return influences(self.table[..., None], self.counters, own, counted, _change)
+
+    @property
+    def table_entries(self) -> int:
+        """Entries of one term written out."""
+        return math.prod(_full_shape(self, 0))
+
+    def tables(self, entries: int = TABLE_ENTRIES) -> Iterable[RewardBatch]:
+        """The same terms written out.
+
+        Raises:
+            BudgetError: A table has more entries than given.
+        """
+        for _, parents, table in _written(self, entries, self.place, 0):
+            yield RewardBatch(*parents, table)
+
+
+class CountKernel:
+    """The law of one coordinate that counts most of its parents; see `CountBatch`.
+
+    Args:
+        states: p own coordinates, read one by one.
+        actions: q own agents.
+        counted: d counted coordinates.
+        table: (*S, *A, C_1, …, C_r, S_j), rows along the last axis sum to 1.
+        counted_actions: e counted agents.
+        weights: (X,), (d, X) or (r, d, X): what a counted coordinate adds; None: its value, 0 or 1.
+        action_weights: The same of counted agents.
+        modes: (M, λ), (*S, *A, H, S_j) and (H,), as `CountBatch`.
+
+    Raises:
+        InputError: As `CountBatch`.
+
+    Example:
+        >>> majority = CountKernel((0,), (), range(1, 500), np.stack([np.linspace(1, 0, 500)] * 2)[
+        ...     :, :, None] * [1, -1] + [0, 1])
+        >>> majority.batch.state_influence().shape
+        (1, 500)
+    """
+
+    def __init__(
+        self,
+        states: Iterable[int],
+        actions: Iterable[int],
+        counted: Iterable[int],
+        table: ArrayLike,
+        *,
+        counted_actions: Iterable[int] = (),
+        weights: ArrayLike | None = None,
+        action_weights: ArrayLike | None = None,
+        modes: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> None:
+        self.batch = CountBatch(
+            [-1],
+            [tuple(states)],
+            [tuple(actions)],
+            [tuple(counted)],
+            [tuple(counted_actions)],
+            reals(table, "kernel table")[None],
+            state_weights=weights,
+            action_weights=action_weights,
+            modes=None if modes is None else (reals(modes[0], "mode table")[None], modes[1]),
+        )
+
+    @classmethod
+    def noisy_or(
+        cls,
+        states: Iterable[int],
+        actions: Iterable[int],
+        counted: Iterable[int],
+        *,
+        reached: ArrayLike,
+        spared: ArrayLike,
+        inhibition: ArrayLike,
+        weights: ArrayLike | None = None,
+    ) -> CountKernel:
+        """A law that is `spared` where no counted parent gets through, `reached` where one does.
+
+        A parent that counts w is held back with probability inhibition^w, each by itself.
+
+        Args:
+            states: p own coordinates.
+            actions: q own agents.
+            counted: d counted coordinates.
+            reached: (*S, *A, S_j) law where one gets through.
+            spared: (*S, *A, S_j) law where none does.
+            inhibition: (*S, *A) probability in [0, 1] that a parent that counts 1 is held back.
+            weights: As `CountKernel`.
+        """
+        counted = tuple(counted)
+        scale = np.asarray([0, 1] if weights is None else weights)
+        largest = int(np.broadcast_to(scale, (len(counted), scale.shape[-1])).max(axis=-1).sum())
+        table, modes = noisy_or_tables(reached, spared, inhibition, largest)
+        return cls(states, actions, counted, table, weights=weights, modes=modes)
+
+
+def noisy_or_tables(
+    reached: ArrayLike, spared: ArrayLike, inhibition: ArrayLike, largest: int
+) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
+    """(*S, *A, largest + 1, S_j) table of a noisy-or and its modes (*S, *A, H, S_j), (H,).
+
+    Raises:
+        InputError: An inhibition outside [0, 1], or shapes that do not fit.
+    """
+    high, low = reals(reached, "reached"), reals(spared, "spared")
+    held = reals(inhibition, "inhibition")
+    if high.shape != low.shape or high.shape[:-1] != held.shape:
+        raise InputError(
+            f"reached has shape {high.shape}, spared {low.shape} and inhibition {held.shape}; they "
+            f"must be (*S, *A, S_j) twice and (*S, *A)"
+        )
+    if ((held < 0) | (held > 1)).any():
+        raise InputError(f"inhibition is {held.tolist()}; it must be probabilities")
+    rates = np.unique(np.append(held, 1.0))[::-1]
+    chosen = held[..., None] == rates
+    modes = np.where(chosen[..., None], (low - high)[..., None, :], 0.0)
+    modes[..., 0, :] += high
+    power = held[..., None] ** np.arange(largest + 1)
+    table = high[..., None, :] + power[..., None] * (low - high)[..., None, :]
+    return table, (modes, rates)
+
+
+def gather_counts(singles: Sequence[tuple[int, CountKernel]]) -> list[CountBatch]:
+    """Batches of equal shape from (coordinate, kernel) pairs."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, (_, single) in enumerate(singles):
+        batch = single.batch
+        rates = None if batch.modes is None else tuple(batch.modes.rates.tolist())
+        counters = batch.counters
+        key = (
+            batch.states.shape, batch.table.shape, counters.state_weights.shape,
+            counters.action_weights.shape, rates,
+        )  # fmt: skip
+        groups.setdefault(key, []).append(i)
+    result = []
+    for rows in groups.values():
+        parts = [singles[i][1].batch for i in rows]
+        modes = None
+        if parts[0].modes is not None:
+            held = [part.modes for part in parts if part.modes is not None]
+            modes = (_joined([one.table for one in held]), held[0].rates)
+        result.append(
+            CountBatch(
+                [singles[i][0] for i in rows],
+                np.concatenate([part.states for part in parts]),
+                np.concatenate([part.actions for part in parts]),
+                np.concatenate([part.counters.states for part in parts]),
+                np.concatenate([part.counters.actions for part in parts]),
+                _joined([part.table for part in parts]),
+                state_weights=_joined([part.counters.state_weights for part in parts]),
+                action_weights=_joined([part.counters.action_weights for part in parts]),
+                modes=modes,
+            )
+        )
+    return result
+
+
+def _joined(tables: list[np.ndarray]) -> np.ndarray:
+    head = tables[0]
+    if all(table is head or np.array_equal(table, head) for table in tables):
+        return head
+    return np.concatenate(tables)
+
+
+def influences(
+    table: FloatArray,
+    counters: Counters,
+    own: Sequence[int],
+    counted: Sequence[int],
+    distance: Distance,
+) -> FloatArray:
+    """(B or 1, len(own) + len(counted)) largest distance between rows that differ in one parent alone.
+
+    Args:
+        table: (B or 1, …, C_1, …, C_r, S_j).
+        counters: Of its sites.
+        own: Axes of the table.
+        counted: Positions among the counted parents, coordinates first.
+        distance: Of rows along the last axis.
+    """
+    r = len(counters.levels)
+    flat = table.reshape(*table.shape[: table.ndim - r - 1], -1, table.shape[-1])
+    shared = len(table) == 1 and len(counters.state_weights) == len(counters.action_weights) == 1
+    result = np.zeros((1 if shared else len(counters), len(own) + len(counted)))
+    for rows, members in counters.patterns():
+        part = flat if len(flat) == 1 else flat[rows]
+        by_own = own_spreads(part, counters.levels, members, own, distance)
+        by_counted = counted_spreads(part, counters.levels, members, distance)
+        found = [*by_own, *(by_counted[members[m]] for m in counted)]
+        if found:
+            result[slice(None) if shared else rows] = np.stack(found, axis=1)
+    return result
+
+
+def own_spreads(
+    table: FloatArray,
+    levels: Sequence[int],
+    members: Sequence[Key],
+    axes: Sequence[int],
+    distance: Distance,
+) -> list[FloatArray]:
+    """(B or 1,) an axis: largest distance between rows of (B or 1, …, Q, S_j) along that axis.
+
+    Over all counter states that the counted parents can reach.
+    """
+    reach = reachable(levels, members)
+    result = []
+    for axis in axes:
+        worst = np.zeros(len(table))
+        for x, y in itertools.combinations(np.moveaxis(table[..., reach, :], axis, 0), 2):
+            np.maximum(worst, distance(x, y).reshape(len(table), -1).max(axis=1), out=worst)
+        result.append(worst)
+    return result
+
+
+def counted_spreads(
+    table: FloatArray, levels: Sequence[int], members: Sequence[Key], distance: Distance
+) -> dict[Key, FloatArray]:
+    """(B or 1,) a distinct weight: largest distance between rows of (B or 1, …, Q, S_j) as its parent changes.
+
+    Over everything that the other counted parents can reach.
+    """
+    found = {}
+    for key, (rest, moves) in reachable_beside(levels, members).items():
+        worst = np.zeros(len(table))
+        for x, y in itertools.combinations(moves, 2):
+            apart = distance(table[..., x[rest], :], table[..., y[rest], :])
+            np.maximum(worst, apart.reshape(len(table), -1).max(axis=1), out=worst)
+        found[key] = worst
+    return found
+
+
+def total_variation(x: FloatArray, y: FloatArray) -> FloatArray:
+    """TV along the last axis."""
+    return np.minimum(0.5 * np.abs(x - y).sum(axis=-1), 1.0)
+
+
+def _change(x: FloatArray, y: FloatArray) -> FloatArray:
+    return np.abs(x - y)[..., 0]
+
+
+def _parts(
+    count: int,
+    states: ArrayLike,
+    actions: ArrayLike,
+    counted_states: ArrayLike,
+    counted_actions: ArrayLike,
+    table: FloatArray,
+    tail: int,
+    state_weights: ArrayLike | None,
+    action_weights: ArrayLike | None,
+    state_sizes: Sequence[int] | None,
+    action_sizes: Sequence[int] | None,
+    place: Callable[[int], str],
+) -> tuple[IntArray, IntArray, Counters]:
+    """Checked own parents and counters; the table's axes after the own parents are the levels."""
+    own: list[IntArray] = []
+    for field, value, kind in (("states", states, "coordinate"), ("actions", actions, "agent")):
+        parents = integers(value, field, 2)
+        if parents.size == 0 and len(parents) != count:
+            parents = frozen(np.zeros((count, 0), dtype=np.int64))
+        if len(parents) != count:
+            raise InputError(
+                f"{field} has {len(parents)} rows, but there are {count} sites; give one row each"
+            )
+        check_distinct(parents, place, kind)
+        own.append(parents)
+    head = 1 + own[0].shape[1] + own[1].shape[1]
+    if table.ndim < head + tail or len(table) not in (1, count) or 0 in table.shape:
+        raise InputError(
+            f"{place(0)}: the table has shape {table.shape}; with {own[0].shape[1]} own coordinates and "
+            f"{own[1].shape[1]} own agents it must be (1 or {count}, *S, *A, *C"
+            f"{', S_j' if tail else ''}), none empty"
+        )
+    counters = Counters(
+        counted_states,
+        counted_actions,
+        table.shape[head : table.ndim - tail],
+        count=count,
+        state_weights=state_weights,
+        action_weights=action_weights,
+        state_sizes=state_sizes,
+        action_sizes=action_sizes,
+        place=place,
+    )
+    if counters.width and not counters.levels:
+        raise InputError(
+            f"{place(0)}: it counts {counters.width} parents, but its table has no axis for a count"
+        )
+    check_distinct(np.concatenate([own[0], counters.states], axis=1), place, "coordinate")
+    check_distinct(np.concatenate([own[1], counters.actions], axis=1), place, "agent")
+    return own[0], own[1], counters
+
+
+def _full_shape(batch: CountBatch | CountRewardBatch, tail: int) -> tuple[int, ...]:
+    counters = batch.counters
+    shape = (*batch.state_shape, *counters.state_sizes, *batch.action_shape, *counters.action_sizes)
+    return (*shape, *(batch.table.shape[-1:] if tail else ()))
+
+
+def _written(
+    batch: CountBatch | CountRewardBatch, entries: int, place: Callable[[int], str], tail: int
+) -> Iterator[tuple[IntArray, tuple[IntArray, IntArray], FloatArray]]:
+    """(rows, (states, actions), table) of the sites with equal weights."""
+    counters, p, q = batch.counters, batch.states.shape[1], batch.actions.shape[1]
+    d, size = counters.states.shape[1], math.prod(_full_shape(batch, tail))
+    if size > entries:
+        raise BudgetError(
+            f"{place(0)}: written out it is a table over {p + q + counters.width} parents with {size} "
+            f"entries, over the budget of {entries}; here only kernels that fit a table can be used"
+        )
+    own = batch.table.shape[1 : 1 + p + q]
+    ends = batch.table.shape[batch.table.ndim - tail :] if tail else ()
+    flat = batch.table.reshape(len(batch.table), *own, counters.n_states, *ends)
+    for rows, members in counters.patterns():
+        table = flat if len(flat) == 1 else flat[rows]
+        full = np.take(table, grid(counters.levels, members), axis=1 + p + q)
+        # own states, own actions, counted states, counted actions → all states first
+        order = [0, *range(1, 1 + p), *range(1 + p + q, 1 + p + q + d), *range(1 + p, 1 + p + q)]
+        order += range(1 + p + q + d, full.ndim)
+        parents = (batch.state_parents[rows], batch.action_parents[rows])
+        yield rows, parents, np.transpose(full, order)
