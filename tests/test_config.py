@@ -18,7 +18,16 @@ from torchloc.errors import InputError
 
 CHOICES = [(group, choice) for group, choices in config.groups().items() for choice in choices]
 # A choice that needs one more value from the user.
-GIVEN = {("scopes", "explicit"): ["scopes.scopes=[[0,1],[1],[]]"]}
+GRAPH = Path(__file__).parent / "templates" / "own_graph.graphml"
+GIVEN = {
+    ("scopes", "explicit"): ["scopes.scopes=[[0,1],[1],[]]"],
+    ("env", "rddl"): ["env.domain=SysAdmin_MDP_ippc2011", "env.concurrency=lift"],
+    ("env", "from_graph"): [
+        f"env.graph_file={GRAPH}",
+        "env.laws={person:[[[[1,0]],[[0,1]]],[[[1,0]],[[0,1]]]],sceptic:[[[[1,0]]],[[[0,1]]]]}",
+        "env.rewards={person:[[0,0],[1,1]],sceptic:[[0],[1]]}",
+    ],
+}
 
 
 def composed(group: str, choice: str, *more: str) -> Any:

@@ -11,6 +11,7 @@ from counting_models import random_counted
 import torchloc as tl
 from torchloc.certificate import Environment, Ladder, reward_oscillation
 from torchloc.mdp.counting import grid, reachable
+from torchloc.sensitivity import action_sup
 
 KINDS = [
     {},
@@ -60,6 +61,11 @@ class TestAgainstTables:
             np.testing.assert_allclose(
                 dense(of(models.counted)), dense(of(models.tables)), atol=1e-14
             )
+
+    def test_prior_works_matrix(self, seed: int, kind: dict[str, bool]) -> None:
+        models = random_counted(np.random.default_rng(seed), n=4, k=4, **kind)
+        found, wanted = dense(action_sup(models.counted)), dense(action_sup(models.tables))
+        np.testing.assert_allclose(found, wanted, atol=1e-14)
 
     @pytest.mark.parametrize("hops", [0, 1])
     def test_every_rung(self, seed: int, kind: dict[str, bool], hops: int) -> None:

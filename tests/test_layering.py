@@ -25,6 +25,7 @@ ROOMS = (
     "alike",
     "einsum",
     "closed_loop",
+    "closed_counts",
     "contraction",
     "sensitivity",
     "coupling",
@@ -63,6 +64,10 @@ ONLY_IN = {
     "omegaconf": {"config", "cli"},
     "tensorboard": {"callbacks", "study"},
     "torch.utils.tensorboard": {"callbacks", "study"},
+    "pyRDDLGym": {"interop"},
+    "rddlrepository": {"interop"},
+    "pettingzoo": {"interop"},
+    "gymnasium": {"interop"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

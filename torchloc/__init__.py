@@ -10,14 +10,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchloc.certificate import certify
+    from torchloc.certificate import Sensitivities, certify
     from torchloc.engine import Evaluation
     from torchloc.errors import BudgetError, FileError, InputError, SolveError
+    from torchloc.estimation import (
+        FittedModel,
+        LocalSimulator,
+        SensitivityEstimate,
+        StepSimulator,
+        TransitionLog,
+        estimate_sensitivities,
+        maximum_likelihood,
+        mean_rewards,
+        samples_for,
+    )
     from torchloc.evaluation.joint import JointEvaluation
     from torchloc.evaluation.local import LocalEvaluation, local_logits
     from torchloc.evaluation.rollout import simulate
     from torchloc.graphs import neighbourhood_scopes, parent_scopes
     from torchloc.improvement import Improvement
+    from torchloc.interop.rddl import ground_rddl, load_rddl
     from torchloc.lipschitz import LipschitzMonitor
     from torchloc.locality import Locality
     from torchloc.mdp import (
@@ -51,6 +63,7 @@ _MODULES = {
     "Evaluation": "torchloc.engine",
     "FactoredMDP": "torchloc.mdp",
     "FileError": "torchloc.errors",
+    "FittedModel": "torchloc.estimation",
     "Improvement": "torchloc.improvement",
     "InputError": "torchloc.errors",
     "JointEvaluation": "torchloc.evaluation.joint",
@@ -59,19 +72,30 @@ _MODULES = {
     "LocalEvaluation": "torchloc.evaluation.local",
     "LocalKernel": "torchloc.mdp",
     "LocalReward": "torchloc.mdp",
+    "LocalSimulator": "torchloc.estimation",
     "Locality": "torchloc.locality",
     "RewardBatch": "torchloc.mdp",
+    "Sensitivities": "torchloc.certificate",
+    "SensitivityEstimate": "torchloc.estimation",
     "SoftmaxPolicy": "torchloc.policy",
     "SolveError": "torchloc.errors",
+    "StepSimulator": "torchloc.estimation",
     "TrainState": "torchloc.trainer",
     "Trainer": "torchloc.trainer",
+    "TransitionLog": "torchloc.estimation",
     "action_sensitivity": "torchloc.sensitivity",
     "certify": "torchloc.certificate",
+    "estimate_sensitivities": "torchloc.estimation",
+    "ground_rddl": "torchloc.interop.rddl",
     "influence": "torchloc.sensitivity",
+    "load_rddl": "torchloc.interop.rddl",
     "local_logits": "torchloc.evaluation.local",
+    "maximum_likelihood": "torchloc.estimation",
+    "mean_rewards": "torchloc.estimation",
     "neighbourhood_scopes": "torchloc.graphs",
     "parent_scopes": "torchloc.graphs",
     "policy_sensitivity": "torchloc.sensitivity",
+    "samples_for": "torchloc.estimation",
     "simulate": "torchloc.evaluation.rollout",
     "spectral_radius": "torchloc.spectral",
     "state_sensitivity": "torchloc.sensitivity",
@@ -86,6 +110,7 @@ __all__ = [
     "Evaluation",
     "FactoredMDP",
     "FileError",
+    "FittedModel",
     "Improvement",
     "InputError",
     "JointEvaluation",
@@ -94,19 +119,30 @@ __all__ = [
     "LocalEvaluation",
     "LocalKernel",
     "LocalReward",
+    "LocalSimulator",
     "Locality",
     "RewardBatch",
+    "Sensitivities",
+    "SensitivityEstimate",
     "SoftmaxPolicy",
     "SolveError",
+    "StepSimulator",
     "TrainState",
     "Trainer",
+    "TransitionLog",
     "action_sensitivity",
     "certify",
+    "estimate_sensitivities",
+    "ground_rddl",
     "influence",
+    "load_rddl",
     "local_logits",
+    "maximum_likelihood",
+    "mean_rewards",
     "neighbourhood_scopes",
     "parent_scopes",
     "policy_sensitivity",
+    "samples_for",
     "simulate",
     "spectral_radius",
     "state_sensitivity",

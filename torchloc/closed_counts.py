@@ -4,19 +4,23 @@ Averaging the private actions of a kernel T[s_own, a_own, c, s'] gives P̃[u, c,
 coordinates and what these agents see. A coordinate that is counted *and* stands in u is taken into the
 table, P̃'[u, c, s'] = P̃[u, c ⊕ w(u_i), s'], so that the rest counts alone; then entry (j, i) of K^π is a
 maximum over u and over what the rest can reach, of size linear in the number of neighbours.
+
+`joint_influence` is the same maximum where all that belongs to one number, a coordinate and the agent of
+that number, changes together, whatever the policy.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from torchloc.alike import at_rows, equal_rows
+from torchloc.alike import at_rows, equal_rows, first_places
 from torchloc.closed_loop import LocalClass, PolicyTables, local_classes
 from torchloc.mdp import CountBatch
 from torchloc.mdp.checks import FloatArray, IntArray
-from torchloc.mdp.counting import Key, values_of
+from torchloc.mdp.counting import Key, reachable, values_of
 from torchloc.mdp.counts import counted_spreads, own_spreads, total_variation
 
 Entries = tuple[IntArray, IntArray, FloatArray]
@@ -88,3 +92,56 @@ def _entries(
     beside = [others[key] if at < 0 else none for key, at in zip(members, place, strict=True)]
     found = [*own, *beside]
     return np.stack(found, axis=1) if found else np.zeros((len(law), 0))
+
+
+def joint_influence(batch: CountBatch) -> Iterator[Entries]:
+    """Sup of TV(P_j) as coordinate i and the action of agent i change together, for N = K.
+
+    Yields:
+        Exact entries, one cause a distinct number among the parents of a kernel.
+    """
+    counters, p = batch.counters, batch.states.shape[1]
+    n_own = p + batch.actions.shape[1]
+    causes = np.concatenate(
+        [batch.states, batch.actions, counters.states, counters.actions], axis=1
+    )
+    flat = batch.table.reshape(
+        *batch.table.shape[: 1 + n_own], counters.n_states, batch.table.shape[-1]
+    )
+    for pattern, members in counters.patterns():
+        for places, inner in equal_rows(first_places(causes[pattern])):
+            rows = pattern[inner]
+            table = flat if len(flat) == 1 else flat[rows]
+            columns = sorted(set(places))
+            found = []
+            for column in columns:
+                at = [c for c, first in enumerate(places) if first == column]
+                axes = [1 + c for c in at if c < n_own]
+                moved = [c - n_own for c in at if c >= n_own]
+                found.append(_together(table, counters.levels, members, axes, moved))
+            if found:
+                yield batch.coordinates[rows], causes[rows][:, columns], np.stack(found, axis=1)
+
+
+def _together(
+    table: FloatArray,
+    levels: tuple[int, ...],
+    members: list[Key],
+    axes: list[int],
+    moved: list[int],
+) -> FloatArray:
+    """(B or 1,) largest TV as some axes of (B or 1, …, Q, S_j) and some counted parents change together."""
+    rest = reachable(levels, [key for m, key in enumerate(members) if m not in moved])
+    table = np.moveaxis(table, axes, range(len(axes)))
+    variants = []
+    for own in np.ndindex(*table.shape[: len(axes)]):
+        for values in np.ndindex(*(len(members[m][0]) for m in moved)):
+            state = np.arange(len(rest))
+            for m, x in zip(moved, values, strict=True):
+                state = state[values_of(members[m], levels)[x]]
+            variants.append(table[own][..., state[rest], :])
+    worst = np.zeros(len(variants[0]))
+    for x, y in itertools.combinations(variants, 2):
+        apart = total_variation(x, y).reshape(len(worst), -1).max(axis=1)
+        np.maximum(worst, apart, out=worst)
+    return worst

@@ -155,7 +155,21 @@ def dependency_matrix(mdp: FactoredMDP) -> sp.csr_array:
 
 def action_matrix(mdp: FactoredMDP) -> sp.csr_array:
     """(N, K) boolean CSR: entry (j, k) is set iff kernel j reads the action of agent k."""
-    targets, agents = mdp.action_edges()
+    return _actions(mdp, mdp.action_edges())
+
+
+def _own_actions(mdp: FactoredMDP) -> sp.csr_array:
+    """The same without actions that a kernel only counts, as one of many."""
+    parts = [
+        (np.repeat(kernel.coordinates, kernel.actions.shape[1]), kernel.actions.ravel())
+        for kernel in mdp.kernels
+    ]
+    targets, agents = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return _actions(mdp, (targets, agents))
+
+
+def _actions(mdp: FactoredMDP, edges: tuple[IntArray, IntArray]) -> sp.csr_array:
+    targets, agents = edges
     ones = np.ones(len(targets), dtype=np.bool_)
     return sp.csr_array((ones, (targets, agents)), shape=(mdp.n_coordinates, mdp.n_agents))
 
@@ -163,7 +177,8 @@ def action_matrix(mdp: FactoredMDP) -> sp.csr_array:
 def neighbourhood_scopes(mdp: FactoredMDP, hops: int = 1) -> Scopes:
     """The coordinates at most `hops` edges upstream of those that agent k acts on, these included.
 
-    With 0 hops an agent sees just what it acts on; with 1 also their state parents.
+    With 0 hops an agent sees just what it acts on; with 1 also their state parents. What only counts an
+    action, as one of many, is not acted on here.
 
     Args:
         mdp: The model.
@@ -178,7 +193,7 @@ def neighbourhood_scopes(mdp: FactoredMDP, hops: int = 1) -> Scopes:
     if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
         raise InputError(f"hops = {hops!r}; it must be a whole number ≥ 0")
     parents = dependency_matrix(mdp)
-    reached = sp.csr_array(action_matrix(mdp).T)
+    reached = sp.csr_array(_own_actions(mdp).T)
     for _ in range(int(hops)):
         reached = _pattern(reached + reached @ parents)
     return Scopes.from_matrix(reached)
@@ -187,9 +202,10 @@ def neighbourhood_scopes(mdp: FactoredMDP, hops: int = 1) -> Scopes:
 def parent_scopes(mdp: FactoredMDP) -> Scopes:
     """The state parents of the coordinates that agent k acts on, and nothing else.
 
-    An agent sees what it acts on only where that coordinate is its own parent.
+    An agent sees what it acts on only where that coordinate is its own parent. What only counts an
+    action is not acted on here.
     """
-    return Scopes.from_matrix(_pattern(sp.csr_array(action_matrix(mdp).T) @ dependency_matrix(mdp)))
+    return Scopes.from_matrix(_pattern(sp.csr_array(_own_actions(mdp).T) @ dependency_matrix(mdp)))
 
 
 def _pattern(matrix: sp.csr_array) -> sp.csr_array:

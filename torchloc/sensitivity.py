@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from torchloc.alike import equal_rows, first_places
-from torchloc.closed_counts import counted_influence
+from torchloc.closed_counts import counted_influence, joint_influence
 from torchloc.closed_loop import (
     ENTRY_BUDGET,
     LocalClass,
@@ -175,7 +175,6 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
 
     Raises:
         InputError: N ≠ K, where agents and coordinates do not correspond.
-        BudgetError: A kernel that counts is too large to be written out.
     """
     if mdp.n_coordinates != mdp.n_agents:
         raise InputError(
@@ -183,7 +182,10 @@ def action_sup(mdp: FactoredMDP) -> sp.csr_array:
             f"coordinates and {mdp.n_agents} agents"
         )
     parts = []
-    for batch in mdp.tabulated().kernels:
+    for batch in mdp.kernels:
+        if isinstance(batch, CountBatch):
+            parts += list(joint_influence(batch))
+            continue
         causes = np.concatenate([batch.states, batch.actions], axis=1)
         for pattern, members in equal_rows(first_places(causes)):
             table = batch.table if len(batch.table) == 1 else batch.table[members]

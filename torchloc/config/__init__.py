@@ -6,6 +6,7 @@ builds by its dotted path.
 
 from torchloc.config.compose import (
     CONFIG_NAME,
+    EXTRAS,
     compose,
     compose_jobs,
     explain,
@@ -18,6 +19,7 @@ from torchloc.config.schemas import register
 
 __all__ = [
     "CONFIG_NAME",
+    "EXTRAS",
     "Choices",
     "Range",
     "check",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,8 @@ from torchloc.config import ranges, schemas
 from torchloc.errors import InputError
 
 CONFIG_NAME = "config"
+DEEPEST = 64
+"""Levels of a configuration of a run at most; what reads it recurses."""
 EXTRAS = {"joblib": "sweep", "submitit_local": "cluster", "submitit_slurm": "cluster"}
 """Launchers that are installed apart, and with which extra."""
 
@@ -81,11 +84,15 @@ def compose_jobs(
     The arguments and errors are those of `compose`. Sweeps that only their sweeper can expand (say,
     over intervals) give no job here; their jobs are checked when they start.
     """
+    nameless = next((text for text in overrides if re.match(r"[+~]*(=|$)", text)), None)
+    if nameless is not None:
+        raise InputError(_unreadable(nameless))
     with _searching(config_path, config_dir) as loader:
         jobs = _jobs(overrides, config_name, loader) if sweep else [list(overrides)]
         configs = [hydra.compose(config_name, job) for job in jobs]
     for config in configs:
         ranges.check(config)
+        _check_name(config)
     return configs
 
 
@@ -93,7 +100,8 @@ def restored(text: str, changes: Sequence[str] = ()) -> DictConfig:
     """A checked configuration from the YAML text of a run, which may come from anywhere.
 
     Nothing but what this package configures is built from it: a group with a `_target_` of somebody else is
-    refused.
+    refused. So is what a run never writes: aliases, which a few lines expand to more settings than a memory
+    holds, and interpolations, which could do the same and read the environment.
 
     Args:
         text: As a checkpoint holds it.
@@ -103,6 +111,7 @@ def restored(text: str, changes: Sequence[str] = ()) -> DictConfig:
         InputError: It is no configuration, a value is out of range, or a group is not of this package.
     """
     try:
+        _refuse_expansion(text)
         plain = OmegaConf.create(text)
         if not isinstance(plain, DictConfig):
             raise InputError("the configuration is no mapping of settings")
@@ -120,11 +129,18 @@ def restored(text: str, changes: Sequence[str] = ()) -> DictConfig:
             plain[group] = OmegaConf.merge(OmegaConf.structured(found[0]), node)
         config = OmegaConf.merge(OmegaConf.structured(schemas.Run), plain)
         for change in changes:
-            key, _, value = change.partition("=")
-            OmegaConf.update(config, key, yaml.safe_load(value))
+            key, given, value = change.partition("=")
+            if not given or not key:
+                raise InputError(_unreadable(change))
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise InputError(_unreadable(change)) from None
+            OmegaConf.update(config, key, parsed)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(explain(error)) from None
     ranges.check(cast(DictConfig, config))
+    _check_name(cast(DictConfig, config))
     return cast(DictConfig, config)
 
 
@@ -142,12 +158,16 @@ def _searching(config_path: str | Path | None, config_dir: str | Path | None) ->
     """Hydra's loader over the search path; what it refuses inside comes out as `InputError`."""
     schemas.register()
     folder = Path(config_path) if config_path is not None else home()
+    if not folder.is_dir():
+        raise InputError(
+            f"--config-path {folder} is no folder; --config-dir DIR adds a folder of yours to those of torchloc"
+        )
     try:
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             loader: Any = GlobalHydra.instance().config_loader()
             if config_dir is not None:
-                if not Path(config_dir).is_dir():
-                    raise InputError(f"--config-dir {config_dir} is no folder")
+                if not str(config_dir) or not Path(config_dir).is_dir():
+                    raise InputError(f"--config-dir {str(config_dir) or repr('')} is no folder")
                 path = loader.get_search_path()
                 anchor = SearchPathQuery(provider="schema")
                 path.prepend("command-line", f"file://{Path(config_dir).resolve()}", anchor)
@@ -155,6 +175,13 @@ def _searching(config_path: str | Path | None, config_dir: str | Path | None) ->
             yield loader
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(explain(error)) from None
+    except RecursionError:
+        raise InputError(
+            "the configuration files name each other in their defaults lists without an end"
+        ) from None
+    except UnicodeDecodeError:
+        folders = [folder, *([] if config_dir is None else [Path(config_dir)])]
+        raise InputError(f"{_not_text(folders)} is no UTF-8 text; save it as UTF-8") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -172,15 +199,28 @@ def explain(error: Exception) -> str:
                 return f"launcher={choice} needs an extra: pip install 'torchloc[{extra}]'"
             hint = ranges.closest(choice, error.options)
             return f"{group}={choice} is no choice{hint or ';'} choices: {', '.join(error.options)}"
-        return f"there is no configuration {error.missing_cfg_file} on the search path"
+        hint = "" if group else ranges.closest(choice, [CONFIG_NAME])
+        return f"there is no configuration {error.missing_cfg_file} on the search path{hint}"
     if isinstance(error, OverrideParseException):
-        reason = error.message.splitlines()[0]
-        return f"cannot read {error.override!r}: {reason}; write setting=value"
+        return _unreadable(error.override)
+    absent = re.match(r"(In '[^']+': )Could not override '([^']+)'", str(error))
+    if absent:
+        hint = ranges.closest(absent[2], [*schemas.SCHEMAS, "experiment", "launcher", "problem"])
+        return f"{absent[1]}{absent[2]} is no group that can be chosen{hint}"
+    again = re.match(r"Multiple values for (\S+)\.", str(error))
+    if again:
+        return f"{again[1]} is chosen already: write {again[1]}=CHOICE, without +"
+    merging = re.match(r"In 'schema/(\w+)/", str(error))
+    if merging and "is not a subclass of" in str(error):
+        return f"{merging[1]} takes one choice, and several are given that cannot be merged"
     if str(error).startswith("Ambiguous value"):
         override = str(error).splitlines()[0].partition(" argument ")[2]
         return f"{override} names several values: add -m for one run each, or write [..] for a list"
     origin = error.__cause__ or error.__context__
     nested = isinstance(origin, OmegaConfBaseException) and origin.full_key
+    merged = re.match(r"Error merging override (.+)", str(error))
+    if merged and not nested and "is not a ListConfig" in str(origin):
+        return f"{merged[1]} has the wrong form: write [[0,1],[2]] for a list of lists"
     source = origin if nested else error
     if isinstance(source, OmegaConfBaseException) and source.full_key:
         place = f"{str(error).partition(':')[0]}: " if str(error).startswith("In '") else ""
@@ -200,6 +240,47 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         rule = ranges.describe(schema, str(error.key))
         return f"{error.full_key} = {error.value!r} has the wrong type: it must be {rule}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"
+
+
+def _refuse_expansion(text: str) -> None:
+    """Refuses YAML text that could take far more memory or time than its length."""
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError("the configuration holds YAML aliases, which no run writes")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise InputError(f"the configuration is nested more than {DEEPEST} deep")
+    if "${" in text:
+        raise InputError("the configuration holds ${…}, which no run writes")
+
+
+def _check_name(config: DictConfig) -> None:
+    """Refuses a name that would put the folder of a run outside `runs`."""
+    name = config.get("name")
+    if isinstance(name, str) and name not in schemas.NAME:
+        raise InputError(f"name = {name!r} is not allowed: it must be {schemas.NAME}")
+
+
+def _unreadable(override: str | None) -> str:
+    return (
+        f"cannot read {override or ''!r}: write setting=value without spaces around =, every bracket and "
+        f"quotation mark closed"
+    )
+
+
+def _not_text(folders: Sequence[Path]) -> str:
+    """The first YAML file below some folders that is no UTF-8 text."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                return str(path)
+            except OSError:
+                continue
+    return "a configuration file"
 
 
 def _jobs(overrides: Sequence[str], config_name: str, loader: Any) -> list[list[str]]:
@@ -229,4 +310,4 @@ def _jobs(overrides: Sequence[str], config_name: str, loader: Any) -> list[list[
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split("Config search path")[0].split())
+    return " ".join(re.split(r"Config search path|\n *full_key:|\.?\s+value: ", text)[0].split())

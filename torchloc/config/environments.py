@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torchloc.config.ranges import (
     FINITE,
+    MISSING,
     NONNEGATIVE,
     POSITIVE,
     PROBABILITY,
@@ -16,6 +18,46 @@ from torchloc.config.ranges import (
 
 _SHAPES = ("ring", "line", "star", "three_leg", "grid", "torus", "random_regular")
 _GRAPHS = Choices((*_SHAPES, "karate", "les_miserables", "davis"))
+
+
+@dataclass
+class Firefighting:
+    """n firefighters, n + 1 houses in a row; an action is shared by two houses."""
+
+    _target_: str = "torchloc.environments.firefighting"
+    n: int = setting(3, Range(1))
+    levels: int = setting(3, Range(2))
+    spread: float = setting(0.8, PROBABILITY)
+    growth: float = setting(0.4, PROBABILITY)
+    douse: float = setting(0.6, PROBABILITY)
+    ignition: float = setting(0.0, PROBABILITY)
+
+
+@dataclass
+class FromGraph:
+    """Tables of your own on a graph file: by kind of node, own state, action and active neighbours."""
+
+    _target_: str = "torchloc.environments.from_graph"
+    _convert_: str = "all"
+    graph_file: str = MISSING
+    laws: Any = MISSING
+    rewards: Any = MISSING
+    active: list[int] | None = setting(None, NONNEGATIVE)
+    directed: bool = False
+
+
+@dataclass
+class GameOfLife:
+    """Conway's Game of Life with noise; `noise` holds one p a cell, row by row."""
+
+    _target_: str = "torchloc.environments.game_of_life"
+    _convert_: str = "all"
+    height: int = setting(3, Range(2))
+    width: int = setting(3, Range(2))
+    torus: bool = False
+    p: float = setting(0.1, PROBABILITY)
+    noise: list[float] | None = setting(None, PROBABILITY)
+    cost: float = setting(1.0, FINITE)
 
 
 @dataclass
@@ -82,6 +124,18 @@ class Random:
 
 
 @dataclass
+class Rddl:
+    """A RDDL problem: `domain` and `instance` of rddlrepository, or the paths of their files."""
+
+    _target_: str = "torchloc.interop.rddl.load_rddl"
+    domain: str = MISSING
+    instance: str = "1"
+    concurrency: str = setting("refuse", Choices(("refuse", "lift")))
+    preconditions: str = setting("refuse", Choices(("refuse", "lift")))
+    budget: int = setting(2**20, Range(1))
+
+
+@dataclass
 class SIS:
     """Epidemic control on a contact graph; the pairs are by action, (nothing, protect or treat)."""
 
@@ -125,13 +179,32 @@ class SysAdmin:
     seed: int = setting(0, NONNEGATIVE)
 
 
+@dataclass
+class Wireless:
+    """Users on a grid of cells share access points; two at one point collide."""
+
+    _target_: str = "torchloc.environments.wireless"
+    _convert_: str = "all"
+    height: int = setting(3, Range(2))
+    width: int = setting(4, Range(2))
+    users: int = setting(2, Range(1))
+    deadline: int = setting(2, Range(1))
+    arrival: float = setting(0.5, PROBABILITY)
+    success: list[float] | None = setting(None, PROBABILITY)
+
+
 SCHEMAS: dict[str, type] = {
+    "firefighting": Firefighting,
+    "from_graph": FromGraph,
+    "game_of_life": GameOfLife,
     "hub_spoke": HubSpoke,
     "ising": Ising,
     "leader_follower": LeaderFollower,
     "line_msg": LineMessage,
     "random": Random,
+    "rddl": Rddl,
     "sis": SIS,
     "sleepy": Sleepy,
     "sysadmin": SysAdmin,
+    "wireless": Wireless,
 }

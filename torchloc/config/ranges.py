@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,16 +50,18 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.low_open else self.low <= value
         below = value < self.high if self.high_open else value <= self.high
-        return above and below and math.isfinite(value)
+        # A whole number is finite, and too many digits for a float otherwise.
+        return above and below and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
+        low, high = (f"{x:d}" if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
         if self.low == -math.inf and self.high == math.inf:
             return "that is finite"
         if self.high == math.inf:
-            return f"{'>' if self.low_open else '>='} {self.low:g}"
+            return f"{'>' if self.low_open else '>='} {low}"
         if self.low == -math.inf:
-            return f"{'<' if self.high_open else '<='} {self.high:g}"
-        return f"in {'(['[not self.low_open]}{self.low:g}, {self.high:g}{')]'[not self.high_open]}"
+            return f"{'<' if self.high_open else '<='} {high}"
+        return f"in {'(['[not self.low_open]}{low}, {high}{')]'[not self.high_open]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class NaturalOr:
-    """A whole number ≥ 0, or a word.
+    """A whole number ≥ 0 and at most `high`, or a word.
 
     >>> rule = NaturalOr(("auto",))
     >>> 3 in rule, "auto" in rule, -1 in rule
@@ -90,14 +93,40 @@ class NaturalOr:
     """
 
     words: tuple[str, ...]
+    high: float = math.inf
 
     def __contains__(self, value: object) -> bool:
-        natural = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return natural or value in self.words
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value in Range(0, self.high)
+        return value in self.words
 
     def __str__(self) -> str:
-        return f"a whole number >= 0, or {' or '.join(self.words)}"
+        return f"a whole number {Range(0, self.high)}, or {' or '.join(self.words)}"
 
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    r"""Words of a form.
+
+    Attributes:
+        form: What the whole word matches, as a regular expression.
+        text: What the form is called.
+
+    >>> "cuda:1" in Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
+    True
+    """
+
+    form: str
+    text: str
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and re.fullmatch(self.form, value) is not None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Rule = Range | Choices | NaturalOr | Pattern
 
 POSITIVE = Range(0, low_open=True)
 NONNEGATIVE = Range(0)
@@ -105,7 +134,7 @@ PROBABILITY = Range(0, 1)
 FINITE = Range()
 
 
-def setting(default: Any, rule: Range | Choices | NaturalOr | None = None) -> Any:
+def setting(default: Any, rule: Rule | None = None) -> Any:
     """A dataclass field with its rule; a list as default is copied for every instance.
 
     Args:
@@ -130,7 +159,7 @@ def describe(schema: type, name: str) -> str:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
     null = ", or null" if len(options) < len(typing.get_args(hint)) else ""
     kind = options[0]
-    if isinstance(rule, Choices | NaturalOr):
+    if isinstance(rule, Choices | NaturalOr | Pattern):
         return f"{rule}{null}"
     if typing.get_origin(kind) is list:
         item = typing.get_args(kind)[0]
@@ -145,10 +174,14 @@ def closest(word: str, choices: Iterable[str]) -> str:
 
     >>> closest("sysadmn", ["ising", "sysadmin"])
     '; did you mean sysadmin?'
+    >>> closest("sys", ["ising", "sysadmin"])
+    '; did you mean sysadmin?'
     >>> closest("zzz", ["ising", "sysadmin"])
     ''
     """
-    found = difflib.get_close_matches(word, list(choices), n=1)
+    known = list(choices)
+    begun = [choice for choice in known if word and choice.startswith(word)]
+    found = begun if len(begun) == 1 else difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -188,7 +221,8 @@ def check(config: DictConfig) -> None:
             rule = fields[str(key)].metadata.get(RULE)
             for dotted, value in _values(node, str(key), prefix):
                 if rule is not None and value not in rule:
-                    hint = closest(str(value), rule.words) if isinstance(rule, Choices) else ""
+                    words = rule.words if isinstance(rule, Choices | NaturalOr) else ()
+                    hint = closest(str(value), words)
                     raise InputError(
                         f"{dotted} = {value!r} is not allowed: it must be "
                         f"{describe(schema, str(key))}{hint}"
@@ -228,7 +262,9 @@ __all__ = [
     "PROBABILITY",
     "Choices",
     "NaturalOr",
+    "Pattern",
     "Range",
+    "Rule",
     "check",
     "closest",
     "describe",

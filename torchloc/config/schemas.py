@@ -24,8 +24,20 @@ from torchloc.config.ranges import (
     POSITIVE,
     Choices,
     NaturalOr,
+    Pattern,
     Range,
     setting,
+)
+
+THREADS = Range(1, 1024)
+COUNT = Range(1, 10**9)
+LARGEST_KAPPA = 100_000
+"""Rounds of message passing at most."""
+DEVICE = Pattern(r"cpu|cuda(:\d{1,3})?", "cpu, cuda, or cuda:N")
+NAME = Pattern(
+    r"(?!.*(^|/)\.*(/|$))[\w .+=,@\[\]-]{1,120}(/[\w .+=,@\[\]-]{1,120}){0,7}",
+    "the name of a folder below runs: letters, digits, spaces and . _ - + = , @ [ ], at most 120, "
+    "and / between folders",
 )
 
 
@@ -35,7 +47,7 @@ class NeighbourhoodScopes:
 
     _target_: str = "torchloc.graphs.neighbourhood_scopes"
     _partial_: bool = True
-    hops: int = setting(1, NONNEGATIVE)
+    hops: int = setting(1, Range(0, 10_000))
 
 
 @dataclass
@@ -134,7 +146,7 @@ class StaircaseSchedule:
     _partial_: bool = True
     start: float = setting(1.0, POSITIVE)
     end: float = setting(0.02, POSITIVE)
-    stairs: int = setting(4, Range(2))
+    stairs: int = setting(4, Range(2, 10**9))
 
 
 @dataclass
@@ -170,11 +182,11 @@ class Improvement:
     prox: float | None = setting(None, NONNEGATIVE)
     guard: str = setting("none", Choices(("none", "damp", "skip")))
     fit_method: str = setting("auto", Choices(("auto", "levenberg", "adam")))
-    fit_steps: int | None = setting(None, Range(1))
+    fit_steps: int | None = setting(None, COUNT)
     fit_tolerance: float = setting(1e-10, POSITIVE)
     fit_kl: float = setting(0.0, NONNEGATIVE)
     fit_rate: float = setting(1e-2, POSITIVE)
-    fit_batch: int | None = setting(None, Range(1))
+    fit_batch: int | None = setting(None, COUNT)
     fit_ascend: bool = False
 
 
@@ -184,17 +196,17 @@ class Evaluation:
 
     _target_: str = "torchloc.engine.Evaluation"
     engine: str = setting("auto", Choices(("auto", "joint", "local")))
-    kappa: int | str = setting(3, NaturalOr(("auto", "certified")))
-    kappa_most: int | str = setting(3, NaturalOr(("auto",)))
+    kappa: int | str = setting(3, NaturalOr(("auto", "certified"), LARGEST_KAPPA))
+    kappa_most: int | str = setting(3, NaturalOr(("auto",), LARGEST_KAPPA))
     kappa_share: float = setting(0.1, POSITIVE)
     discount: float = setting(1.0, Range(0, 1, low_open=True))
     tolerance: float = setting(1e-10, POSITIVE)
-    steps: int = setting(64, Range(1))
-    burn_in: int = setting(64, NONNEGATIVE)
-    replicas: int = setting(8, Range(1))
-    ball_bytes: int = setting(2**27, Range(8))
+    steps: int = setting(64, COUNT)
+    burn_in: int = setting(64, Range(0, 10**9))
+    replicas: int = setting(8, COUNT)
+    ball_bytes: int = setting(2**27, Range(8, 2**62))
     dtype: str = setting("float64", Choices(("float64", "float32")))
-    device: str = "cpu"
+    device: str = setting("cpu", DEVICE)
 
 
 @dataclass
@@ -205,7 +217,7 @@ class Locality:
     target: float = setting(0.9, POSITIVE)
     rung: str = setting("exact", Choices(("coupled", "exact", "span", "tanh", "paper")))
     how: str = setting("logits", Choices(("temperature", "logits", "centre")))
-    rounds: int = setting(6, Range(1))
+    rounds: int = setting(6, COUNT)
     price: float | None = setting(None, POSITIVE)
 
 
@@ -213,7 +225,7 @@ class Locality:
 class Trainer:
     """The loop; `hold` is what stays when τ moves."""
 
-    iterations: int = setting(16, Range(1))
+    iterations: int = setting(16, COUNT)
     hold: str = setting("logits", Choices(("logits", "policy")))
 
 
@@ -221,8 +233,8 @@ class Trainer:
 class Checkpoint:
     """One checkpoint at the end and one every `every` iterations (0: only at the end)."""
 
-    every: int = setting(1, NONNEGATIVE)
-    keep: int = setting(2, Range(1))
+    every: int = setting(1, Range(0, 10**9))
+    keep: int = setting(2, COUNT)
 
 
 @dataclass
@@ -240,7 +252,7 @@ class Run:
 
     name: str = "default"
     seed: int = setting(0, Range(0, 2**63 - 1))
-    threads: int = setting(1, Range(1))
+    threads: int = setting(1, THREADS)
     dynamics: str = setting("synchronous", Choices(("synchronous", "asynchronous")))
     env: Any = MISSING
     scopes: Any = MISSING

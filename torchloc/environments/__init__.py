@@ -17,6 +17,7 @@ from torchloc.environments.random import random_mdp
 from torchloc.environments.sis import sis, sis_on
 from torchloc.environments.sleepy import sleepy
 from torchloc.environments.sysadmin import sysadmin, sysadmin_hand_rule, sysadmin_on
+from torchloc.environments.wireless import wireless, wireless_aloha
 
 __all__ = [
     "firefighting",
@@ -33,4 +34,6 @@ __all__ = [
     "sysadmin",
     "sysadmin_hand_rule",
     "sysadmin_on",
+    "wireless",
+    "wireless_aloha",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -224,7 +225,7 @@ def from_file(path: str | PathLike[str], *, directed: bool) -> Digraph:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(
-            f"graph_file: {path} is no UTF-8 text; give an edge list as text, or a .graphml file"
+            f"graph_file: {path} cannot be read: it is no UTF-8 text; give an edge list or a .graphml file"
         ) from None
     edges = list(_edge_lines(text, path))
     nodes = dict.fromkeys(node for edge in edges for node in edge)
@@ -237,7 +238,9 @@ def _content(path: Path) -> bytes:
         if not path.exists():
             raise InputError(f"graph_file: there is no file {path}")
         if not path.is_file():
-            raise InputError(f"graph_file: {path} is no regular file; give an edge list or GraphML")
+            raise InputError(
+                f"graph_file: {path} cannot be read: it is no regular file; give an edge list or GraphML"
+            )
         size = path.stat().st_size
         if size > FILE_BYTES:
             raise BudgetError(
@@ -276,7 +279,9 @@ def _graphml(content: bytes, path: Path) -> Digraph:
     scan.EntityDeclHandler = refuse
     try:
         scan.Parse(content, True)
-        graph: Any = nx.read_graphml(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of attributes, which are not read
+            graph: Any = nx.read_graphml(io.BytesIO(content))
     except InputError:
         raise
     except (
@@ -310,5 +315,6 @@ def _number(label: Hashable) -> int | None:
     """The whole number that a label is or spells."""
     if isinstance(label, int):
         return label
-    spelt = isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 20
-    return int(label) if spelt else None
+    if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 20:
+        return int(label)
+    return None
