@@ -178,7 +178,7 @@ class TestRefusals:
 
     def test_modes_of_a_count_that_stops(self) -> None:
         with pytest.raises(tl.InputError, match="counts that never stop"):
-            tl.CountKernel((), (), (0, 1), np.full((2, 2), 0.5), modes=([[0.5, 0.5]], [1.0]))
+            tl.CountKernel((), (), (0, 1), np.full((2, 2), 0.5), modes=([[0.5, 0.5]], [0.9]))
 
     def test_a_table_that_does_not_fit(self) -> None:
         kernel = tl.CountKernel((0,), (), range(1, 60), np.full((2, 60, 2), 0.5))

@@ -25,7 +25,6 @@ from torchloc.einsum import einsum
 from torchloc.errors import BudgetError
 from torchloc.mdp import FactoredMDP
 from torchloc.mdp.checks import FloatArray, IntArray
-from torchloc.mdp.gathering import Kernels, Rewards
 from torchloc.policy import AgentGroup, SoftmaxPolicy
 
 ENTRY_BUDGET = 100_000_000
@@ -49,6 +48,37 @@ class Layout(Protocol):
     def row_of(self) -> IntArray:
         """(K,) its row there."""
         ...
+
+
+class Readers(Protocol):
+    """Kernels or reward terms of equal shape: a batch of a model, or what stands for one."""
+
+    @property
+    def states(self) -> IntArray:
+        """(B, p) coordinates that are read."""
+        ...
+
+    @property
+    def actions(self) -> IntArray:
+        """(B, q) agents whose actions are read."""
+        ...
+
+    @property
+    def table(self) -> FloatArray:
+        """(B or 1, *S, *A, …)."""
+        ...
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """p sizes."""
+        ...
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """q sizes."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 class PolicyTables:
@@ -200,7 +230,7 @@ class LocalClass:
 
 
 def local_classes(
-    batch: Kernels | Rewards,
+    batch: Readers,
     tables: Layout,
     flags: IntArray | None = None,
     own: FloatArray | None = None,

@@ -47,8 +47,9 @@ def same(found: tl.LocalEvaluation, wanted: tl.LocalEvaluation, policy, **option
 def test_advantages(
     seed: int, written: int, kind: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Functions written out, and functions kept open from the first counted parent on."""
+    """Functions and reward terms written out, and kept open from the first counted parent on."""
     monkeypatch.setattr("torchloc.contraction.balls._WRITTEN", written)
+    monkeypatch.setattr("torchloc.contraction.sites.COUNT_ENTRIES", written)
     models = random_counted(np.random.default_rng(seed), **kind)
     rng = np.random.default_rng(seed)
     policy = random_policy(models.tables, seed % 2, seed)

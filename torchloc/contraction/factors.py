@@ -4,7 +4,7 @@
 
 where h are *hidden* axes, read by no one else. A counter is a chain of adders: one hidden axis holds
 the sum of the first t parents, as long as that sum can be, and the table reads the last. A kernel that
-knows its modes has one hidden axis for all parents, and a link is λ_h^{w(x)}. Either way no tensor has
+knows its modes has one hidden axis for all parents, and a link is Π_i λ_{h,i}^{w_i(x)}. Either way no tensor has
 an axis for more than one counted parent.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchloc.mdp import CountBatch
+from torchloc.mdp import CountBatch, CountRewardBatch
 from torchloc.mdp.checks import FloatArray, IntArray
 
 
@@ -36,10 +36,10 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """B kernels, as products.
+    """B kernels or reward terms, as products.
 
     Attributes:
-        own: (B or 1, *S, *A, *hidden sizes that it reads, S_j).
+        own: (B or 1, *S, *A, *hidden sizes that it reads, S_j); no S_j of a reward term.
         reads: The hidden axes that `own` has, ascending.
         sizes: Sizes of all hidden axes.
         units: For each of `reads` a vector that the links turn into 1: what a function that does not depend on
@@ -54,15 +54,16 @@ class Factors:
     links: tuple[Link, ...]
 
     @classmethod
-    def of(cls, batch: CountBatch) -> Factors:
+    def of(cls, batch: CountBatch | CountRewardBatch) -> Factors:
         """The factors of a batch: its modes where it knows them, else chains of adders."""
         counters = batch.counters
-        if batch.modes is not None:
+        if isinstance(batch, CountBatch) and batch.modes is not None:
             rates = batch.modes.rates
             unit = np.zeros(len(rates))
             unit[0] = 1.0
             powers = [
-                Link(rates[:, None] ** weights[:, 0, None, :], (0,), member)
+                # (H, r) rates, (B or 1, r, X) weights → (B or 1, H, X)
+                Link((rates[:, :, None] ** weights[:, None]).prod(axis=2), (0,), member)
                 for member, weights in _members(batch)
             ]
             return cls(batch.modes.table, (0,), (len(rates),), (unit,), tuple(powers))
@@ -93,7 +94,7 @@ class Factors:
         return cls(batch.table, tuple(reads), tuple(sizes), units, tuple(links))
 
 
-def _members(batch: CountBatch) -> Iterator[tuple[int, IntArray]]:
+def _members(batch: CountBatch | CountRewardBatch) -> Iterator[tuple[int, IntArray]]:
     """Position among the counted parents, and (B or 1, r, X) weights of that parent's X values."""
     counters = batch.counters
     for m, size in enumerate(counters.state_sizes):

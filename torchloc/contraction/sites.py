@@ -8,11 +8,13 @@ and T^π is a product of these and of the laws of the shared agents. The derivat
 Q_j gives its derivative in the law of every private agent of j through one small network.
 
 A kernel that counts is a product (`contraction.factors`): Q_j has hidden axes before s'_j, and links
-join these to the counted parents. Counted actions are shared ones: they stay axes of the links.
+join these to the counted parents. Counted actions are shared ones: they stay axes of the links. A reward
+term that counts is averaged over all actions through its links, and what is left has no hidden axes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +25,17 @@ from torchloc.alike import at_rows
 from torchloc.closed_loop import Layout, LocalClass, local_classes
 from torchloc.contraction.factors import Factors, Link
 from torchloc.contraction.network import Axes, Network
-from torchloc.mdp import CountBatch, FactoredMDP, RewardBatch
-from torchloc.mdp.checks import IntArray
+from torchloc.errors import BudgetError
+from torchloc.mdp import CountBatch, CountRewardBatch, FactoredMDP, RewardBatch
+from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.mdp.gathering import Rewards
+
+COUNT_ENTRIES = 2**14
+"""Entries of a reward term that counts up to which it is written out with all it reads."""
+REWARD_ENTRIES = 2**20
+"""Entries at most of a reward term that counts, averaged over the actions."""
+_SEARCHED = 12
+"""Operands up to which a network's cheapest order is searched for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +52,10 @@ class SiteClass:
         reads: (B, p) coordinates that the averaged form reads, and `read_sizes` their p sizes.
         shared: (B, q + e) agents of the kept actions, then the counted ones.
         factors: Hidden axes and links, for these rows; None for a table.
-        members: (B, d) counted coordinates.
-        member_sizes: (d + e) sizes of counted coordinates and actions.
+        members: (B, d) counted coordinates of a kernel.
+        member_sizes: (d + e) sizes of counted coordinates and actions of a kernel.
+        own: Numbers of own coordinates and agents of a reward term that counts: its table has axes for these
+            and the hidden ones, though `local` has the counted ones too. None for everything else.
     """
 
     rows: IntArray
@@ -56,6 +68,7 @@ class SiteClass:
     factors: Factors | None
     members: IntArray
     member_sizes: tuple[int, ...]
+    own: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -77,12 +90,7 @@ class SiteClass:
             members = at_rows(counters.states, local.rows)[:, [m for m in used if m < d]]
             counted = at_rows(counters.actions, local.rows)[:, [m - d for m in used if m >= d]]
             sizes = tuple(counters.sizes[m] for m in used)
-            links = []
-            for link in factors.links:
-                table = link.table if len(link.table) == 1 else link.table[local.rows]
-                member = None if link.member is None else used.index(link.member)
-                links.append(replace(link, table=table, member=member))
-            factors = replace(factors, links=tuple(links))
+            factors = _of_rows(factors, local.rows, used)
         closed = [k for k in range(len(local.n_actions)) if k not in kept]
         seen = sorted({*range(local.n_states), *(i for k in closed for i in local.scopes[k])})
         return cls(
@@ -135,12 +143,28 @@ class SiteClass:
     def tail(self) -> tuple[int, ...]:
         """Sizes of the axes after the actions: (*hidden, S_j) of a kernel, () of a reward term."""
         local = self.local
+        if self.own is not None:
+            return ()
         return tuple(local.table.shape[1 + local.n_states + len(local.n_actions) :])
 
     def _axes(self) -> tuple[Axes, list[Axes], Axes, tuple[int, ...]]:
-        """Axes of the table, of each closed law and of the averaged form, and all sizes."""
+        """Axes of the table, of each closed law, then of each link of a reward term, and of the averaged form.
+
+        And all sizes.
+        """
         local = self.local
         u, q = len(local.sizes), len(local.n_actions)
+        if self.own is not None and self.factors is not None:
+            p, first = self.own[0], u + q
+            table = (*range(p), *range(u, u + self.own[1]))
+            table += tuple(first + axis for axis in self.factors.reads)
+            parents = [*range(p, local.n_states), *range(u + self.own[1], u + q)]
+            operands: list[Axes] = [(*local.scopes[k], u + k) for k in self.closed]
+            for link in self.factors.links:
+                axes = tuple(first + axis for axis in link.hidden)
+                operands.append(axes if link.member is None else (*axes, parents[link.member]))
+            sizes = (*local.sizes, *local.n_actions, *self.factors.sizes)
+            return table, operands, tuple(range(u)), sizes
         ends = tuple(range(u + q, u + q + len(self.tail)))
         table = (*range(local.n_states), *range(u, u + q), *ends)
         laws = [(*local.scopes[k], u + k) for k in self.closed]
@@ -149,22 +173,26 @@ class SiteClass:
         return table, laws, out, (*local.sizes, *local.n_actions, *self.tail)
 
     def averaging(self) -> Network:
-        """(table, *closed laws) → (*read_sizes, *kept_sizes, *tail)."""
-        table, laws, out, sizes = self._axes()
-        return Network.of((table, *laws), out, sizes)
+        """(table, *closed laws, *links of a reward term) → (*read_sizes, *kept_sizes, *tail)."""
+        table, others, out, sizes = self._axes()
+        return _network((table, *others), out, sizes)
 
     def attribution(self, *, fixed: bool) -> Network:
-        """(derivative in the averaged form, table, *closed laws) → the scalar it is a derivative of.
+        """(derivative in the averaged form, table, *closed laws, *links of a reward term) → a scalar.
 
-        Its gradient in a law is the derivative in that law.
+        The one that it is a derivative of; its gradient in a law is the derivative in that law.
 
         Args:
             fixed: The states are given: no operand has axes for them.
         """
-        table, laws, out, sizes = self._axes()
+        table, others, out, sizes = self._axes()
         u = len(self.local.sizes) if fixed else 0
-        operands = tuple(tuple(x for x in axes if x >= u) for axes in (out, table, *laws))
-        return Network.of(operands, (), sizes)
+        operands = tuple(tuple(x for x in axes if x >= u) for axes in (out, table, *others))
+        return _network(operands, (), sizes)
+
+
+def _network(operands: tuple[Axes, ...], out: Axes, sizes: tuple[int, ...]) -> Network:
+    return Network.of(operands, out, sizes, len(operands) <= _SEARCHED)
 
 
 class Sites:
@@ -198,14 +226,62 @@ class Sites:
 
 
 def reward_sites(batch: Rewards, layout: Layout) -> list[SiteClass]:
-    """The reward terms of a batch, every action averaged out; those that count are written out.
+    """The reward terms of a batch, every action averaged out.
 
     Raises:
-        BudgetError: A term counts too much to be written out.
+        BudgetError: What a term that counts reads then is too large to be written out.
     """
-    tables = [batch] if isinstance(batch, RewardBatch) else batch.tables()
-    return [
-        SiteClass.of(local.rows, local, ())
-        for table in tables
-        for local in local_classes(table, layout)
-    ]
+    if isinstance(batch, RewardBatch):
+        return [SiteClass.of(local.rows, local, ()) for local in local_classes(batch, layout)]
+    if batch.table_entries <= COUNT_ENTRIES:
+        return [site for table in batch.tables() for site in reward_sites(table, layout)]
+    factors, sites = Factors.of(batch), []
+    used = sorted({link.member for link in factors.links if link.member is not None})
+    for local in local_classes(_Read.of(batch, used), layout, own=factors.own):
+        entries = math.prod(local.sizes)
+        if entries > REWARD_ENTRIES:
+            raise BudgetError(
+                f"{batch.place(int(local.rows[0]))} counts agents who see {len(local.sizes)} coordinates "
+                f"together: averaged over their actions it has {entries} entries, over the budget of "
+                f"{REWARD_ENTRIES}; give these agents smaller scopes, or split the term"
+            )
+        site = SiteClass.of(local.rows, local, ())
+        own = (batch.states.shape[1], batch.actions.shape[1])
+        sites.append(replace(site, factors=_of_rows(factors, local.rows, used), own=own))
+    return sites
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Everything that terms read, own and counted alike."""
+
+    states: IntArray
+    actions: IntArray
+    table: FloatArray
+    state_shape: tuple[int, ...]
+    action_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: CountRewardBatch, used: Sequence[int]) -> _Read:
+        counters, d = batch.counters, batch.counters.states.shape[1]
+        states, agents = [m for m in used if m < d], [m - d for m in used if m >= d]
+        return cls(
+            np.concatenate([batch.states, counters.states[:, states]], axis=1),
+            np.concatenate([batch.actions, counters.actions[:, agents]], axis=1),
+            batch.table,
+            (*batch.state_shape, *(counters.state_sizes[m] for m in states)),
+            (*batch.action_shape, *(counters.action_sizes[m] for m in agents)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+def _of_rows(factors: Factors, rows: IntArray, used: Sequence[int]) -> Factors:
+    """The factors of some sites, with members numbered among those that are used."""
+    links = []
+    for link in factors.links:
+        table = link.table if len(link.table) == 1 else link.table[rows]
+        member = None if link.member is None else used.index(link.member)
+        links.append(replace(link, table=table, member=member))
+    return replace(factors, links=tuple(links))

@@ -15,6 +15,7 @@ import itertools
 
 import numpy as np
 
+from torchloc.alike import equal_rows
 from torchloc.environments.checks import probability, whole
 from torchloc.errors import InputError
 from torchloc.mdp import CountBatch, CountRewardBatch, FactoredMDP, KernelBatch
@@ -65,9 +66,8 @@ def wireless(
     n_agents, slots = len(reach), np.arange(d)
     action_sizes = np.array([1 + d * len(points) for points in reach])
     last = d * np.arange(n_agents) + d - 1
-    kernels: list[KernelBatch | CountBatch] = [
-        KernelBatch(last, np.zeros((n_agents, 0), int), np.zeros((n_agents, 0), int), [[1 - p, p]])
-    ]
+    blind = np.zeros((n_agents, 0), dtype=np.int64)
+    kernels: list[KernelBatch | CountBatch] = [KernelBatch(last, blind, blind, [[1 - p, p]])]
     rewards: list[CountRewardBatch] = []
     for agents, others in _alike(reach):
         own = [reach[k] for k in agents]
@@ -81,14 +81,13 @@ def wireless(
                         chosen = 1 + slots * len(reach[k]) + reach[k].index(point)
                         weights[row, y, m, chosen] = 1
         coins = q[np.array(own)]
-        delivered = _delivered(coins, d)
-        acting = np.array(agents)[:, None]
         nobody = np.zeros((len(agents), 0), dtype=np.int64)
-        counted = {"action_weights": weights, "action_sizes": sizes, "state_weights": [0, 1]}
+        acting = np.array(agents)[:, None]
+        sends = np.zeros((d, n_points, 1 + d * n_points))
+        for slot, y in itertools.product(range(d), range(n_points)):
+            sends[slot, y, 1 + slot * n_points + y] = 1.0
         for slot in range(1, d):
-            # (B, s, a, *C, s'): a packet moves on unless it was delivered.
-            stays = 1.0 - delivered[:, slot]
-            full = np.stack([np.zeros_like(stays), stays], axis=1)
+            table, modes, rates = _moves_on(coins, sends[slot])
             kernels.append(
                 CountBatch(
                     d * np.array(agents) + slot - 1,
@@ -96,16 +95,18 @@ def wireless(
                     acting,
                     nobody,
                     others,
-                    np.stack([1.0 - full, full], axis=-1),
-                    **counted,
+                    table,
+                    action_weights=weights,
+                    action_sizes=sizes,
+                    modes=(modes, rates),
                 )
             )
-        held = [delivered[:, slot] for slot in range(d)]
-        table = np.zeros((len(agents), *(2,) * d, *delivered.shape[2:]))
-        for bits in itertools.product((0, 1), repeat=d):
-            table[(slice(None), *bits)] = sum(b * h for b, h in zip(bits, held, strict=True))
-        own_bits = d * acting + slots
-        rewards.append(CountRewardBatch(own_bits, acting, nobody, others, table, **counted))
+        bits = np.stack(np.meshgrid(*[[0.0, 1.0]] * d, indexing="ij"))
+        for y in range(n_points):
+            # (B, *s, a, c): a term a point, so that it reads the users of one point only.
+            alone = np.einsum("b,l...,la->b...a", coins[:, y], bits, sends[:, y])
+            rivals = [m for m in range(len(others[0])) if weights[:, y, m].any()]
+            rewards += _terms(d * acting + slots, acting, others, rivals, alone, weights[:, y], sizes)
     initial = np.zeros((n_agents * d, 2))
     initial[:, 0] = 1.0
     initial[last] = [1.0 - p, p]
@@ -188,15 +189,56 @@ def _alike(reach: list[tuple[int, ...]]) -> list[tuple[list[int], IntArray]]:
     ]
 
 
-def _delivered(coins: FloatArray, d: int) -> FloatArray:
-    """(B, slot, A, *C) probability that the packet of a slot is delivered, if there is one."""
+def _moves_on(
+    coins: FloatArray, sends: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The law of the next slot: full where this one is, unless its packet is sent, alone, with success.
+
+    Args:
+        coins: (B, Y) success of each of the user's points.
+        sends: (Y, A) 1 where an action sends this slot to a point.
+
+    Returns:
+        (B, 2, A, *(2,)*Y, 2) table over the slot, the action and whether others select each point; its modes
+        (B, 2, A, 1 + Y, 2), which are the slot as it is and the delivery at each point, and rates
+        (1 + Y, Y), 0 where others are in the way.
+    """
     n_sites, n_points = coins.shape
-    levels = (2,) * n_points
-    result = np.zeros((n_sites, d, 1 + d * n_points, *levels))
-    for slot, y in itertools.product(range(d), range(n_points)):
-        alone = [slice(None)] * n_points
-        alone[y] = slice(0, 1)
-        result[(slice(None), slot, 1 + slot * n_points + y, *alone)] = coins[:, y].reshape(
-            -1, *(1,) * n_points
+    gone = coins[:, :, None] * sends
+    modes = np.zeros((n_sites, 2, sends.shape[1], 1 + n_points, 2))
+    modes[:, 0, :, 0, 0] = 1.0
+    modes[:, 1, :, 0, 1] = 1.0
+    modes[:, 1, :, 1:, 0] = gone.transpose(0, 2, 1)
+    modes[:, 1, :, 1:, 1] = -gone.transpose(0, 2, 1)
+    rates = np.concatenate([np.ones((1, n_points)), 1.0 - np.eye(n_points)])
+    free = np.stack(np.meshgrid(*[[1.0, 0.0]] * n_points, indexing="ij"), axis=-1)
+    alone = np.concatenate([np.ones((*free.shape[:-1], 1)), free], axis=-1)
+    return np.einsum("bsahx,...h->bsa...x", modes, alone), modes, rates
+
+
+def _terms(
+    slots: IntArray,
+    acting: IntArray,
+    others: IntArray,
+    rivals: list[int],
+    alone: FloatArray,
+    weights: IntArray,
+    sizes: list[int],
+) -> list[CountRewardBatch]:
+    """Expected deliveries at one point a user, split where users have other rivals there."""
+    found = []
+    for pattern, rows in equal_rows(weights.any(axis=-1).astype(np.int64)):
+        members = [m for m in rivals if pattern[m]]
+        table = np.stack([alone[rows], np.zeros_like(alone[rows])], axis=-1)
+        found.append(
+            CountRewardBatch(
+                slots[rows],
+                acting[rows],
+                np.zeros((len(rows), 0), dtype=np.int64),
+                others[rows][:, members],
+                table,
+                action_weights=weights[rows][:, None, members],
+                action_sizes=[sizes[m] for m in members],
+            )
         )
-    return result
+    return found

@@ -100,10 +100,14 @@ class ModelTables:
         self.dtype, self.device = dtype, device
         self.kernels = [self._table(site) for site in sites.classes]
         self.rewards = [self._table(site) for site in sources.rewards]
-        self.links = [[self._columns(link.table) for link in site.links] for site in sites.classes]
+        self.links = [self._links(site) for site in sites.classes]
+        self.reward_links = [self._links(site) for site in sources.rewards]
 
     def _table(self, site: SiteClass) -> Columns:
         return self._columns(site.local.table)
+
+    def _links(self, site: SiteClass) -> list[Columns]:
+        return [self._columns(link.table) for link in site.links]
 
     def _columns(self, table: Tensor | NDArray) -> Columns:
         """(B or 1, *axes) → (*axes, B or 1) on the device."""
@@ -152,8 +156,10 @@ class Numbers:
             for i, (site, table) in enumerate(zip(sites.classes, model.kernels, strict=True))
         ]
         self._functions = [
-            expanded(self._averaged(site, table, np.arange(len(site))), len(site))
-            for site, table in zip(sources.rewards, model.rewards, strict=True)
+            expanded(self._averaged(site, table, np.arange(len(site)), links), len(site))
+            for site, table, links in zip(
+                sources.rewards, model.rewards, model.reward_links, strict=True
+            )
         ]
         if sources.entropies:
             self._functions += [
@@ -171,17 +177,20 @@ class Numbers:
         agents = [site.local.agents[rows, k] for k in site.closed]
         return [(int(self.layout.group_of[some[0]]), self.layout.row_of[some]) for some in agents]
 
-    def _averaged(self, site: SiteClass, table: Columns, rows: IntArray) -> Columns:
-        """The tables of some sites with the private actions averaged out."""
+    def _averaged(
+        self, site: SiteClass, table: Columns, rows: IntArray, links: Sequence[Columns] = ()
+    ) -> Columns:
+        """The tables of some sites with the private actions averaged out; with the links of a reward term."""
         laws = [(self.laws[group], at) for group, at in self._closed(site, rows)]
         names = [table.names(rows), *(law.names(at) for law, at in laws)]
+        names += [link.names(rows) for link in links]
         network = site.averaging()
         if any(name is None for name in names):
-            operands = (table.at(rows), *(law.at(at) for law, at in laws))
-            return Columns(network(operands), None)
+            operands = [table.at(rows), *(law.at(at) for law, at in laws)]
+            return Columns(network([*operands, *(link.at(rows) for link in links)]), None)
         first, ids = distinct([name for name in names if name is not None])
-        operands = (table.at(rows[first]), *(law.at(at[first]) for law, at in laws))
-        return Columns(network(operands), ids)
+        operands = [table.at(rows[first]), *(law.at(at[first]) for law, at in laws)]
+        return Columns(network([*operands, *(link.at(rows[first]) for link in links)]), ids)
 
     def _entropy(self, index: int, rows: IntArray) -> Tensor:
         """(*S_scope, len(rows)) τ_k Ent π_k of some agents of a group."""
@@ -217,7 +226,8 @@ class Numbers:
         for i, site in enumerate(self._sources.rewards):
             rows = self._acted(site, agents)
             if len(rows):
-                new = expanded(self._averaged(site, self.model.rewards[i], rows), len(rows))
+                table, links = self.model.rewards[i], self.model.reward_links[i]
+                new = expanded(self._averaged(site, table, rows, links), len(rows))
                 self._replace(i, rows, new)
         if self._sources.entropies:
             n_rewards = len(self._sources.rewards)

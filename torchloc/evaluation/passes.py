@@ -61,7 +61,8 @@ def product_pass(
     for i, rows in rewards:
         site = problem.sources.rewards[i]
         weight = law.joint(site.reads[rows], site.read_sizes, found[0])
-        _attribute(problem, site, problem.model.rewards[i], weight, rows, found, aligned=True)
+        table, links = problem.model.rewards[i], problem.model.reward_links[i]
+        _attribute(problem, site, table, weight, rows, found, links=links, aligned=True)
     return found
 
 
@@ -120,6 +121,7 @@ def _attribute(
     rows: IntArray,
     found: list[Tensor],
     *,
+    links: Sequence[Columns] = (),
     aligned: bool = False,
 ) -> None:
     """Adds what the derivatives in closed-loop tables are in the laws of their private agents.
@@ -133,9 +135,8 @@ def _attribute(
         some = rows[start:stop]
         weight = source.at(np.arange(start, stop) if aligned else some)
         laws = problem.numbers.closed_laws(site, some)
-        gradients = network.gradients(
-            [weight, table.at(some), *laws], range(2, 2 + len(site.closed))
-        )
+        operands = [weight, table.at(some), *laws, *(link.at(some) for link in links)]
+        gradients = network.gradients(operands, range(2, 2 + len(site.closed)))
         for k, gradient in zip(site.closed, gradients, strict=True):
             agents = site.local.agents[some, k]
             _add(found[int(tables.group_of[agents[0]])], tables.row_of[agents], gradient)

@@ -86,7 +86,8 @@ def sampled_pass(
         site = problem.sites.classes[i]
         seen.attribute(site, problem.model.kernels[i], rows, inward[i])
     for i, rows in rewards:
-        seen.attribute(problem.sources.rewards[i], problem.model.rewards[i], rows, None)
+        table, links = problem.model.rewards[i], problem.model.reward_links[i]
+        seen.attribute(problem.sources.rewards[i], table, rows, None, links)
     return seen.result()
 
 
@@ -112,15 +113,19 @@ class _Seen:
     def link(self, i: int, which: int, rows: IntArray) -> Tensor:
         """(*hidden, *A, B · R) a link of some sites at the states: its coordinate is given."""
         site = self.problem.sites.classes[i]
-        table, member = self.problem.model.links[i][which], site.links[which].member
-        n_states = site.members.shape[1]
-        if member is None or member >= n_states:
+        member = site.links[which].member
+        inside = member is not None and member < site.members.shape[1]
+        column = site.members[rows, member] if inside else None
+        return self._link(self.problem.model.links[i][which], rows, column)
+
+    def _link(self, table: Columns, rows: IntArray, column: IntArray | None) -> Tensor:
+        """(*rest, B · R): tables (*hidden, X, ·) with X at (B,) coordinates, or as they are."""
+        if column is None:
             values = table.at(rows)
             values = values.expand(*values.shape[:-1], len(rows))
             return values.repeat_interleave(len(self.states), dim=-1)
         first = Columns(table.values.movedim(-2, 0), table.ids)
-        scope, sizes = site.members[rows, member, None], site.member_sizes[member : member + 1]
-        values = self._at(first, rows, scope, sizes)
+        values = self._at(first, rows, column[:, None], first.values.shape[:1])
         return values.reshape(*values.shape[:-2], -1)
 
     def law(self, group: int, rows: IntArray) -> Tensor:
@@ -144,15 +149,20 @@ class _Seen:
         return picked.reshape(*rest, *index.shape)
 
     def attribute(
-        self, site: SiteClass, table: Columns, rows: IntArray, inward: Tensor | None
+        self,
+        site: SiteClass,
+        table: Columns,
+        rows: IntArray,
+        inward: Tensor | None,
+        links: Sequence[Columns] = (),
     ) -> None:
         """Adds what the derivatives (*A_shared, S_j, n, R) of some sites are in the agents' laws."""
         local, count = site.local, len(self.states)
         network = site.attribution(fixed=True)
         for start, stop in batches(len(rows), self.problem.chunk // (network.peak * count)):
             some = rows[start:stop]
-            parents = local.union[some, : local.n_states]
-            values = self._at(table, some, parents, local.sizes[: local.n_states])
+            n_own = local.n_states if site.own is None else site.own[0]
+            values = self._at(table, some, local.union[some, :n_own], local.sizes[:n_own])
             operands = [
                 torch.ones_like(values[(0,) * (values.ndim - 2)]).reshape(-1)
                 if inward is None
@@ -165,7 +175,11 @@ class _Seen:
                 agents = local.agents[some, k]
                 places.append((int(groups.group_of[agents[0]]), groups.row_of[agents]))
                 operands.append(self.law(*places[-1]))
-            gradients = network.gradients(operands, range(2, len(operands)))
+            for link, columns in zip(site.links, links, strict=False):
+                place = local.n_states if link.member is None else n_own + link.member
+                column = local.union[some, place] if place < local.n_states else None
+                operands.append(self._link(columns, some, column))
+            gradients = network.gradients(operands, range(2, 2 + len(places)))
             for (group, at), gradient in zip(places, gradients, strict=True):
                 self.add(group, at, gradient)
 

@@ -3,9 +3,9 @@
     P_j(s'_j | s, a) = T[s_own, a_own, c_1, …, c_r, s'_j],        c_i = min(C_i − 1, Σ_m w[i, m, x_m]).
 
 Memory and sensitivities are linear in the number of counted parents. A noisy-or, whose law depends on
-the count c through powers λ^c only, is a count kernel that knows these powers (its *modes*):
+the counts through powers only, is a count kernel that knows these powers (its *modes*, 0^0 = 1):
 
-    T[s_own, a_own, c, s'_j] = Σ_h M[s_own, a_own, h, s'_j] λ_h^c,
+    T[s_own, a_own, c, s'_j] = Σ_h M[s_own, a_own, h, s'_j] Π_i λ_{h,i}^{c_i},
 
 so that a contraction needs one index of H values, where a chain of adders needs one as long as the
 count at every parent.
@@ -51,8 +51,8 @@ class Modes:
     """Powers of the count that a law is made of.
 
     Attributes:
-        table: (B or 1, *S, *A, H, S_j) M; mode 0 has rate 1.
-        rates: (H,) λ, each in [0, 1].
+        table: (B or 1, *S, *A, H, S_j) M; the rates of mode 0 are all 1.
+        rates: (H, r) λ, each in [0, 1].
     """
 
     table: FloatArray
@@ -75,8 +75,8 @@ class CountBatch:
         action_weights: The same of counted agents.
         state_sizes: d sizes of the counted coordinates; None: all have X values.
         action_sizes: e sizes of the counted agents' action spaces; None: all have as many as weights.
-        modes: (M, λ): (B or 1, *S, *A, H, S_j) and (H,), if the law is a sum of powers of one count that
-            never stops.
+        modes: (M, λ): (B or 1, *S, *A, H, S_j) and (H, r), or (H,) for one counter, if the law is a sum of
+            powers of the counts. A counter that can stop has rates 0 and 1 only.
 
     Raises:
         InputError: A row is not a law, shapes do not match, a parent stands twice, the modes are not
@@ -123,33 +123,46 @@ class CountBatch:
     def _checked_modes(self, table: ArrayLike, rates: ArrayLike) -> Modes:
         powers, core = reals(rates, "mode rates"), reals(table, "mode table")
         counters = self.counters
-        if len(counters.levels) != 1:
+        levels, r = counters.levels, len(counters.levels)
+        if powers.ndim == 1 and r == 1:
+            powers = powers[:, None]
+        if powers.ndim != 2 or powers.shape[1] != r or ((powers < 0) | (powers > 1)).any():
             raise InputError(
-                f"modes are powers of one count, but there are {len(counters.levels)} counters"
+                f"mode rates are {powers.tolist()}; give {r} numbers between 0 and 1 a mode"
             )
-        level = counters.levels[0]
-        largest = max(sum(max(key[0]) for key in members) for _, members in counters.patterns())
-        if largest >= level:
+        largest = np.zeros(r, dtype=np.int64)
+        for _, members in counters.patterns():
+            sums = [[max(key[i]) for key in members] for i in range(r)]
+            largest = np.maximum(largest, [sum(row) for row in sums])
+        stopping = (largest >= np.array(levels)) & ~np.isin(powers, (0.0, 1.0)).all(axis=0)
+        if stopping.any():
+            i = int(np.argmax(stopping))
             raise InputError(
-                f"modes need counts that never stop, but {largest} is reached and the table has "
-                f"{level} levels; give the table {largest + 1}"
+                f"modes need counts that never stop, or rates 0 and 1, but counter {i} reaches "
+                f"{largest[i]} and the table has {levels[i]} levels; give the table {largest[i] + 1}"
             )
-        if powers.ndim != 1 or ((powers < 0) | (powers > 1)).any():
-            raise InputError(f"mode rates are {powers.tolist()}; give numbers between 0 and 1")
-        shape = (*self.table.shape[1:-2], len(powers), self.table.shape[-1])
+        own = self.table.shape[1 : self.table.ndim - r - 1]
+        shape = (*own, len(powers), self.table.shape[-1])
         if core.shape[1:] != shape or len(core) not in (1, len(self)):
             raise InputError(
                 f"the mode table has shape {core.shape}; it must be (1 or {len(self)}, "
                 f"{', '.join(map(str, shape))})"
             )
-        if not (powers == 1.0).any():
+        if not (powers == 1.0).all(axis=1).any():
             core = np.concatenate([np.zeros((*core.shape[:-2], 1, core.shape[-1])), core], axis=-2)
-            powers = np.concatenate([[1.0], powers])
-        order = np.argsort(-powers, kind="stable")
+            powers = np.concatenate([np.ones((1, r)), powers])
+        order = np.argsort(-powers.min(axis=1), kind="stable")
         core, powers = np.ascontiguousarray(core[..., order, :]), powers[order]
-        counts = np.arange(largest + 1)
-        spelled = np.einsum("...hs,hc->...cs", core, powers[:, None] ** counts)
-        error = float(np.abs(spelled - self.table[..., : largest + 1, :]).max())
+        counts = [
+            np.arange(min(top + 1, level)) for top, level in zip(largest, levels, strict=True)
+        ]
+        spelled = np.ones((len(powers), 1))
+        for i, count in enumerate(counts):
+            power = powers[:, i, None, None] ** count
+            spelled = (spelled[:, :, None] * power).reshape(len(powers), -1)
+        reached = self.table[(..., *(slice(len(count)) for count in counts), slice(None))]
+        reached = reached.reshape(len(self.table), *own, -1, self.table.shape[-1])
+        error = float(np.abs(np.einsum("...hs,hc->...cs", core, spelled) - reached).max())
         if not error <= _MODE_ERROR:
             raise InputError(
                 f"the modes differ from the table by {error:.3g}; they must be the same law"
@@ -429,7 +442,7 @@ def gather_counts(singles: Sequence[tuple[int, CountKernel]]) -> list[CountBatch
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, (_, single) in enumerate(singles):
         batch = single.batch
-        rates = None if batch.modes is None else tuple(batch.modes.rates.tolist())
+        rates = None if batch.modes is None else tuple(batch.modes.rates.ravel().tolist())
         counters = batch.counters
         key = (
             batch.states.shape, batch.table.shape, counters.state_weights.shape,
