@@ -10,13 +10,16 @@ WORKERS ?= 2
 # One thread a worker: on small tensors more threads only wait for each other.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup train test check bench picture clean
+.PHONY: help setup train test check bench coverage audit versions picture clean
 
 help:
 	@echo "make train   set up, then run the default experiment (ARGS=... are Hydra overrides)"
 	@echo "make test    set up, then run the unit tests"
 	@echo "make check   set up, then ruff, pyright and the tests marked slow"
 	@echo "make bench   set up, then the benchmarks"
+	@echo "make coverage the unit tests with a report of lines; rooms of mathematics must reach 90 %"
+	@echo "make audit   known vulnerabilities of the pinned dependencies (asks an online service)"
+	@echo "make versions the unit tests on the lowest and highest versions that pyproject.toml admits"
 	@echo "make picture the default run, drawn for the README"
 	@echo "make setup   create $(VENV) with the pins of constraints.txt"
 	@echo "make clean   remove $(VENV), caches and built packages; runs/ stays"
@@ -58,6 +61,30 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m pytest -q -s -m benchmark $(ARGS)
+
+# Rooms of mathematics: a file or a folder each.
+ROOMS := mdp graphs policy lipschitz sensitivity coupling closed_loop closed_counts spectral certificate \
+	contraction evaluation improvement locality schedules
+comma := ,
+empty :=
+
+coverage: $(STAMP)
+	$(TESTS) --cov=torchloc --cov-report= $(ARGS)
+	$(PY) -m coverage report --skip-covered
+	$(PY) -m coverage report --skip-covered --fail-under=90 \
+		--include="$(subst $(empty) ,$(comma),$(foreach room,$(ROOMS),torchloc/$(room).py torchloc/$(room)/*))"
+
+audit: $(STAMP)
+	@$(PY) -m pip_audit --strict --disable-pip --no-deps -r constraints.txt || { \
+		echo "make audit: pip-audit asks the advisory service of PyPI for every pin; behind a mirror that" \
+			"serves packages alone it finds no dependency, and without a network it cannot connect:" \
+			"neither says that there is no vulnerability" >&2; \
+		exit 1; \
+	}
+
+# PYTHON names the interpreter of the scratch environments; lowest bounds need a 3.11.
+versions:
+	WORKERS=$(WORKERS) bash tests/versions.sh both $(or $(PYTHON),python3.11) $(ARGS)
 
 picture: $(STAMP)
 	$(PY) -m torchloc train name=picture

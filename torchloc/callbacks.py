@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from torchloc import checkpoint
 from torchloc.certificate import Ladder
-from torchloc.errors import FileError, InputError
+from torchloc.errors import FileError, InputError, SolveError
 from torchloc.figures import heat_map
 from torchloc.trainer import Callback, Trainer, TrainState
 
@@ -91,6 +91,8 @@ def matrices(state: TrainState) -> dict[str, Any]:
 class Checkpoint(Callback):
     """Saves every `every` iterations (0: never before the end) and at the end, also when interrupted.
 
+    A `SolveError` that ended the run is told where the last whole iteration is saved.
+
     Args:
         folder: The run folder.
         every: Iterations between checkpoints.
@@ -139,6 +141,9 @@ class Checkpoint(Callback):
     def on_run_end(self, trainer: Trainer, state: TrainState, error: BaseException | None) -> None:
         if state.snapshot.iteration or error is None:
             self._save(state)
+        if isinstance(error, SolveError):
+            where = f"saved in {self.saved}" if self.saved else "so there is no checkpoint"
+            error.args = (f"{error}, {where}",)
 
 
 class ProgressBar(Callback):

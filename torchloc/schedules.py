@@ -198,7 +198,7 @@ def _bisected(rho: Callable[[float], float], low: float, high: float, target: fl
     if rho(high) > target:
         return high
     while high > low * (1.0 + _ACCURACY):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low) * math.sqrt(high)  # their product may underflow
         low, high = (low, middle) if rho(middle) <= target else (middle, high)
     return high
 
@@ -257,9 +257,10 @@ class Reading:
 
 
 class Adaptive(ABC):
-    """A schedule that reads the run; begins at `start`."""
+    """A schedule that reads the run; begins at `start`, and never goes below `end`."""
 
     start: float
+    end: float
 
     @abstractmethod
     def next(self, reading: Reading) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torchloc.annealing import certified_radius, reading
 from torchloc.certificate import Certificate, Environment, certify
 from torchloc.checkpoint import Checkpoint, Snapshot
 from torchloc.engine import Evaluation, Values, build_engine
+from torchloc.engine.numbers import Rarest, check_numbers, underflow
 from torchloc.errors import BudgetError, InputError, SolveError
 from torchloc.evaluation.planning import (
     LocalOptimum,
@@ -38,6 +39,7 @@ from torchloc.mdp import FactoredMDP
 from torchloc.mdp.dynamics import Dynamics
 from torchloc.measures import measure
 from torchloc.policy import SoftmaxPolicy
+from torchloc.policy.temperatures import check_temperature
 from torchloc.schedules import Adaptive, Certified
 
 Schedule = Callable[[float], float] | Adaptive
@@ -177,6 +179,8 @@ class Trainer:
         self._weights = np.ones(mdp.n_coordinates)
         self.generator = torch.Generator().manual_seed(seed)
         first = first_temperature(schedule)
+        for tau in (first, last_temperature(schedule)):
+            check_temperature(tau)
         if resume is None:
             policy.set_temperature(first, hold=hold)
         self.dynamics: Dynamics = dynamics
@@ -196,7 +200,9 @@ class Trainer:
         """Trains to the last iteration and returns the state; callbacks see every iteration.
 
         Raises:
-            SolveError: A solve failed, or a guarantee was above the gain it bounds.
+            InputError: What can only be seen when the first iteration begins.
+            SolveError: A solve failed, a guarantee was above the gain it bounds, or numbers left their range;
+                with the iteration, the agent where there is one, and the last whole iteration.
         """
         error: BaseException | None = None
         try:
@@ -206,9 +212,10 @@ class Trainer:
                 self._tell("on_iteration_start")
                 try:
                     self._iterate()
-                except SolveError as broken:
-                    place = f"iteration {self.state.iteration + 1}"
-                    raise SolveError(f"{place}: {broken}") from broken
+                except (SolveError, InputError) as broken:
+                    if isinstance(broken, InputError) and not self.state.iteration:
+                        raise
+                    raise SolveError(self._told(broken)) from broken
                 self._tell("on_iteration_end")
         except BaseException as caught:
             error = caught
@@ -220,20 +227,29 @@ class Trainer:
                     ends.callback(callback.on_run_end, self, self.state, error)
         return self.state
 
+    def _told(self, broken: Exception) -> str:
+        """What ended an iteration, in one sentence or two."""
+        done = self.state.iteration
+        parts = [f"iteration {done + 1}: {broken}"]
+        with suppress(SolveError):  # such a policy is what `broken` tells of
+            check_numbers(self.state.policy)
+            parts.append(Rarest.of(self.state.policy).told())
+        whole = f"iteration {done} was the last whole one" if done else "no iteration was whole"
+        return "; ".join(part for part in (*parts, whole) if part)
+
     def _iterate(self) -> None:
         state, policy = self.state, self.state.policy
         clock = Stopwatch()
 
         temperature = self.temperature(state.iteration)
+        check_temperature(temperature)
         policy.set_temperature(temperature, hold=self.hold)
+        check_numbers(policy)
         cooled = self.engine.cooled(state.values, policy)
         self.engine.look(self._radius(state), policy)
         clock.lap("temperature")
 
-        values, records, gains = self.engine.sweep(
-            cooled, policy, self._epsilon, self._charge(policy)
-        )
-        check_numbers(policy)
+        values, records, gains = self._swept(cooled, policy)
         effects = self.engine.effects(state.values, cooled, values)
         if self.locality is not None:
             values, paid = self._kept_local(values, policy, self.locality)
@@ -251,10 +267,24 @@ class Trainer:
         metrics = measure(self, done)
         clock.lap("certificate")
 
-        metrics |= effects | clock.laps
+        metrics |= effects | underflow(policy) | clock.laps
         done = replace(done, metrics=metrics, iteration=state.iteration + 1)
         # One assignment: an interrupt finds all of an iteration, or nothing of it.
         self.state = replace(done, snapshot=self._snapshot(done))
+
+    def _swept(
+        self, cooled: Values, policy: SoftmaxPolicy
+    ) -> tuple[Values, list[BlockRecord], Gains]:
+        """One sweep, and a policy whose numbers mean something."""
+        charge = self._charge(policy)
+        try:
+            swept = self.engine.sweep(cooled, policy, self._epsilon, charge)
+        except Exception:
+            # They come first: what is computed of them fails in words of its own.
+            check_numbers(policy)
+            raise
+        check_numbers(policy)
+        return swept
 
     def _snapshot(self, state: TrainState) -> Snapshot:
         """All that the run needs to go on from here."""
@@ -401,23 +431,9 @@ def first_temperature(schedule: Schedule) -> float:
     return schedule.start if isinstance(schedule, Adaptive) else schedule(0.0)
 
 
-def check_numbers(policy: SoftmaxPolicy) -> None:
-    """Stops where logits are no numbers: −∞ forbids an action, NaN and +∞ mean nothing.
-
-    Raises:
-        SolveError: With the agent.
-    """
-    for index, group in enumerate(policy.groups):
-        with torch.no_grad():
-            logits = policy.group_logits(index)
-        bad = torch.isnan(logits) | torch.isposinf(logits)
-        if bool(bad.any()):
-            row = int(bad.flatten(1).any(dim=1).nonzero()[0])
-            value = float(logits[row][bad[row]][0])
-            raise SolveError(
-                f"the logits of agent {int(group.agents[row])} have become {value}: its gains, or its prox step "
-                f"(τ/η), are beyond the range of its weights; raise prox, or the lowest temperature"
-            )
+def last_temperature(schedule: Schedule) -> float:
+    """The temperature that a run ends with, or the lowest that it may reach."""
+    return schedule.end if isinstance(schedule, Adaptive) else schedule(1.0)
 
 
 class Stopwatch:

@@ -18,7 +18,8 @@ Law = Callable[[int, tuple[int, ...], tuple[int, ...]], float]
 
 
 def as_reference(mdp: FactoredMDP) -> reference.Model:
-    """The same model with one table a coordinate and a term."""
+    """The same model with one table a coordinate and a term; what counts is written out."""
+    mdp = mdp.tabulated()
     kernels: list[reference.Term] = [((), (), np.zeros(1))] * mdp.n_coordinates
     for batch in mdp.kernels:
         tables = np.broadcast_to(batch.table, (len(batch), *batch.table.shape[1:]))
@@ -85,7 +86,7 @@ def state_influence(mdp: FactoredMDP) -> Array:
     result = np.zeros((mdp.n_coordinates, mdp.n_coordinates))
     for batch in mdp.kernels:
         influence = batch.state_influence()
-        result[batch.coordinates[:, None], batch.states] = influence
+        result[batch.coordinates[:, None], batch.state_parents] = influence
     return result
 
 
@@ -94,7 +95,7 @@ def action_influence(mdp: FactoredMDP) -> Array:
     result = np.zeros((mdp.n_coordinates, mdp.n_agents))
     for batch in mdp.kernels:
         influence = batch.action_influence()
-        result[batch.coordinates[:, None], batch.actions] = influence
+        result[batch.coordinates[:, None], batch.action_parents] = influence
     return result
 
 

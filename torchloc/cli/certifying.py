@@ -1,7 +1,8 @@
 """`torchloc-certify`: how local a policy makes a model, with the reason.
 
 The model is composed as `torchloc-train` composes it (`env=sysadmin env.n=6`), or read from a file that
-`FactoredMDP.save` wrote. Exit codes: 0 certified by the asked rung, 3 not certified or undecided, 2 bad input.
+`FactoredMDP.save` wrote. In its place an estimate of a system that is not known may stand, read from a file that
+`SensitivityEstimate.save` wrote. Exit codes: 0 certified by the asked rung, 3 not certified or undecided, 2 bad input.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from torchloc import config
-from torchloc.cli.building import build
-from torchloc.cli.outcome import refuse
+from torchloc.cli.building import build_model, build_scopes
+from torchloc.cli.outcome import refusing
 from torchloc.cli.report import as_dict, show
 from torchloc.config.ranges import Range, closest
+from torchloc.config.schemas import LARGEST_KAPPA
 from torchloc.errors import InputError
 
 if TYPE_CHECKING:
-    from torchloc.certificate import Certificate
+    from torchloc.certificate import Certificate, Sensitivities
     from torchloc.graphs import Scopes
     from torchloc.mdp import FactoredMDP
     from torchloc.policy import SoftmaxPolicy
 
-LARGEST_KAPPA = 100_000
-"""Rounds of message passing at most."""
 MOST_STEPS = 100
+ESTIMATED = ("exact", "span", "tanh", "paper", "scope")
+"""The rungs that an estimate has, from sharp to blunt."""
 UNIFORM, AUTO = "uniform", "auto"
 _STEPPED = re.compile(r"coupled_([1-9]\d*)")
 
@@ -51,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--model", metavar="FILE", help="a model saved by FactoredMDP.save, in place of env=…")
     add(
+        "--estimate",
+        metavar="FILE",
+        help="an estimate saved by SensitivityEstimate.save, in place of a model: E^s and E^a bounded from "
+        "samples; no coupled rungs",
+    )
+    add(
         "--policy",
         metavar="FILE",
         default=UNIFORM,
@@ -59,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--rung",
-        default="coupled",
-        help="the rung that decides: coupled (default), coupled_2, …, exact, span, tanh, paper or scope",
+        help="the rung that decides: coupled (default), coupled_2, …, exact (default of an estimate), span, tanh, "
+        "paper or scope",
     )
     kappa = _whole(Range(0, LARGEST_KAPPA))
     positive, discount = _real(Range(0, low_open=True)), _real(Range(0, 1, low_open=True))
@@ -95,7 +103,7 @@ def run(arguments: Sequence[str] | None = None) -> bool:
         InputError: Something is not as it must be.
     """
     args = _parse(arguments)
-    mdp, scopes = _model(args)
+    subject, mdp, scopes = _model(args)
     policy = _policy(args, mdp, scopes)
 
     # Late, because it imports torch.
@@ -105,14 +113,16 @@ def run(arguments: Sequence[str] | None = None) -> bool:
 
     most = 1 if args.steps == AUTO else args.steps
     names = [*RUNGS, *(f"coupled_{m}" for m in range(2, most + 1))]
+    if args.estimate is not None:
+        names = list(ESTIMATED)
     if args.rung not in names and not (args.steps == AUTO and _STEPPED.fullmatch(args.rung)):
         raise InputError(
-            f"--rung {args.rung} is none of {', '.join(names)}{closest(args.rung, names)}"
+            f"--rung {args.rung or repr('')} is none of {', '.join(names)}{closest(args.rung, names)}"
         )
     if args.temperature is not None:
         policy.set_temperature(args.temperature)
     certificate = certify(
-        mdp,
+        subject,
         policy,
         args.kappa,
         args.discount,
@@ -150,27 +160,17 @@ def run(arguments: Sequence[str] | None = None) -> bool:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, all that can be checked without a model checked."""
     found = parser()
-
-    def complain(message: str) -> NoReturn:
-        head, _, rest = message.partition("unrecognized arguments: ")
-        if not head:
-            known = [flag for flag in found._option_string_actions if flag.startswith("--")]
-            word = rest.split()[0].partition("=")[0]
-            hint = closest(word, known)
-            raise InputError(f"there is no argument {rest}{hint or '; see --help'}")
-        refuse(re.sub(r"^argument (\S+): (is )?", r"\1 \2", message))
-
-    found.error = complain  # type: ignore[method-assign]
-    args = found.parse_intermixed_args(arguments)
+    args = refusing(found).parse_intermixed_args(arguments)
     for flag, words in (
         ("dynamics", ("synchronous", "asynchronous")),
         ("objective", ("reward", "entropy")),
     ):
         value = getattr(args, flag)
         if value not in words:
-            near = [word for word in words if value and word.startswith(value)]
-            hint = f"; did you mean {near[0]}?" if near else closest(value, words)
-            raise InputError(f"--{flag} {value} is none of {', '.join(words)}{hint}")
+            hint = closest(value, words)
+            raise InputError(f"--{flag} {value or repr('')} is none of {', '.join(words)}{hint}")
+    if args.rung is None:
+        args.rung = "coupled" if args.estimate is None else "exact"
     _check_steps(args)
     _check_inputs(args)
     _check_outputs(args)
@@ -196,7 +196,8 @@ def _steps(text: str) -> int | str:
     try:
         return _whole(Range(1, MOST_STEPS))(text)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from None
+        hint = closest(text, [AUTO])
+        raise argparse.ArgumentTypeError(f"{error}, or {AUTO}{hint}") from None
 
 
 def _real(rule: Range) -> Callable[[str], float]:
@@ -214,6 +215,19 @@ def _real(rule: Range) -> Callable[[str], float]:
 def _check_steps(args: argparse.Namespace) -> None:
     """Sets `steps` to what the rung needs where it is not given."""
     stepped = _STEPPED.fullmatch(args.rung)
+    if args.estimate is not None:
+        reason = (
+            "which average the kernels of a model over the policy, and an estimate has no kernels"
+        )
+        if stepped or args.rung == "coupled":
+            raise InputError(
+                f"--rung {args.rung} is one of the coupled rungs, {reason}; ask for {', '.join(ESTIMATED[:-1])} "
+                f"or {ESTIMATED[-1]}"
+            )
+        if args.steps not in (None, 1):
+            raise InputError(
+                f"--steps {args.steps} adds coupled rungs, {reason}; leave --steps out"
+            )
     needed = int(stepped[1]) if stepped else 1
     if needed > MOST_STEPS:
         raise InputError(f"--rung {args.rung}: at most {MOST_STEPS} steps are computed")
@@ -232,19 +246,24 @@ def _check_steps(args: argparse.Namespace) -> None:
 
 
 def _check_inputs(args: argparse.Namespace) -> None:
-    """Refuses a model or a policy that is not there."""
+    """Refuses a model, an estimate or a policy that is not there."""
     settings = {_group(text): text for text in args.overrides}
-    if args.model is not None:
+    if args.model is not None and args.estimate is not None:
+        raise InputError(
+            f"--model {args.model} and --estimate {args.estimate} both say what is certified; give one of them"
+        )
+    for flag, file, what, writer in (
+        ("--model", args.model, "name a model", "FactoredMDP.save"),
+        ("--estimate", args.estimate, "say what is certified", "SensitivityEstimate.save"),
+    ):
+        if file is None:
+            continue
         if "env" in settings:
-            raise InputError(
-                f"--model {args.model} and {settings['env']} both name a model; give one of them"
-            )
-        if not args.model or not Path(args.model).exists():
-            raise InputError(
-                f"--model {args.model!r}: there is no such file; write one with FactoredMDP.save"
-            )
-        if Path(args.model).is_dir():
-            raise InputError(f"--model {args.model} is a folder; give the file in it")
+            raise InputError(f"{flag} {file} and {settings['env']} both {what}; give one of them")
+        if not file or not Path(file).exists():
+            raise InputError(f"{flag} {file!r}: there is no such file; write one with {writer}")
+        if Path(file).is_dir():
+            raise InputError(f"{flag} {file} is a folder; give the file in it")
     if args.policy == UNIFORM:
         if "policy" in settings:
             raise InputError(
@@ -261,9 +280,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.json not in (None, "-"):
         path = Path(args.json)
         if path.is_dir():
-            raise InputError(f"--json {path} is a folder; give the name of a file")
+            given = args.json or "''"
+            raise InputError(f"--json {given} is a folder; give the name of a file")
         if not path.parent.is_dir():
             raise InputError(f"--json {path}: there is no folder {path.parent}; create it")
+    if args.heat_maps == "":
+        raise InputError("--heat-maps is empty; give the name of a folder")
     if args.heat_maps is not None:
         folder = Path(args.heat_maps)
         blocking = next((up for up in (folder, *folder.parents) if up.exists()), folder)
@@ -271,15 +293,43 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise InputError(f"--heat-maps {folder}: {blocking} is no folder; give another name")
 
 
-def _model(args: argparse.Namespace) -> tuple[FactoredMDP, Scopes]:
+def _model(
+    args: argparse.Namespace,
+) -> tuple[FactoredMDP | Sensitivities, FactoredMDP, Scopes]:
+    """What is certified, the model that tells its sizes and names, and what the agents see."""
     cfg = config.compose(args.overrides, config_dir=args.config_dir)
+    if args.estimate is not None:
+        estimate, mdp = _estimate(args.estimate)
+        return estimate, mdp, build_scopes(cfg, mdp)
     if args.model is None:
-        mdp = build(cfg.env)
-    else:
-        from torchloc.mdp import FactoredMDP
+        mdp, scopes = build_model(cfg)
+        return mdp, mdp, scopes
+    from torchloc.mdp import FactoredMDP
 
+    with _naming("--model", args.model):
         mdp = FactoredMDP.load(args.model)
-    return mdp, build(cfg.scopes)(mdp)
+    return mdp, mdp, build_scopes(cfg, mdp)
+
+
+def _estimate(file: str) -> tuple[Sensitivities, FactoredMDP]:
+    """An estimate, and a model of its sizes and declared parents, from which no bound is taken."""
+    # Late, because it imports torch.
+    from torchloc.estimation import SensitivityEstimate, maximum_likelihood
+
+    with _naming("--estimate", file):
+        estimate = SensitivityEstimate.load(file)
+        return estimate, maximum_likelihood(estimate, rewards=()).training_model
+
+
+@contextlib.contextmanager
+def _naming(flag: str, file: str) -> Iterator[None]:
+    """Lets every complaint about a file name it."""
+    try:
+        yield
+    except InputError as error:
+        if file in str(error):
+            raise
+        raise InputError(f"{flag} {file}: {error}") from error
 
 
 def _group(override: str) -> str:
@@ -307,7 +357,8 @@ def _policy(args: argparse.Namespace, mdp: FactoredMDP, scopes: Scopes) -> Softm
         checks.check_fit(policy.action_sizes, mdp.action_sizes, "agent", "actions")
         policy.check(mdp)
     except InputError as error:
-        raise InputError(f"--policy {args.policy}: {error}") from error
+        misfit = "" if args.estimate is None else f" does not fit --estimate {args.estimate}"
+        raise InputError(f"--policy {args.policy}{misfit}: {error}") from error
     if "scopes" in settings and list(map(set, policy.scopes)) != list(map(set, scopes)):
         raise InputError(
             f"--policy {args.policy} brings scopes of its own, which are not those of "

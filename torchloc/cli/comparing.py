@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from torchloc.cli.outcome import refuse
+from torchloc.cli.outcome import printable, refusing
 from torchloc.config.ranges import Range, closest
 from torchloc.errors import InputError, SolveError
 
@@ -124,18 +124,7 @@ def run(arguments: Sequence[str] | None = None) -> bool:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    found = parser()
-
-    def complain(message: str) -> NoReturn:
-        head, _, rest = message.partition("unrecognized arguments: ")
-        if not head and rest:
-            known = [flag for flag in found._option_string_actions if flag.startswith("--")]
-            hint = closest(rest.split()[0].partition("=")[0], known)
-            raise InputError(f"there is no argument {rest}{hint or '; see --help'}")
-        refuse(re.sub(r"^argument (\S+): (is )?", r"\1 \2", message))
-
-    found.error = complain  # type: ignore[method-assign]
-    return found.parse_intermixed_args(arguments)
+    return refusing(parser()).parse_intermixed_args(arguments)
 
 
 def _percent(text: str) -> float:
@@ -158,6 +147,11 @@ def _check_out(out: Path, given: str) -> None:
     for name in (PAGE, ROWS, NUMBERS):
         if (out / name).is_dir():
             raise InputError(f"--out {given}: {name} in it is a folder; give another name")
+    if (out / PICTURES).is_symlink():
+        raise InputError(
+            f"--out {given}: {PICTURES} in it is a link, and pictures would be replaced where it leads; give "
+            f"another name"
+        )
     if (out / PICTURES).exists() and not (out / PICTURES).is_dir():
         raise InputError(f"--out {given}: {PICTURES} in it is a file; give another name")
 
@@ -229,20 +223,22 @@ def _show(tables: Sequence[Table], left_out: Sequence[tuple[Run, str]], page: Pa
         sys.stdout.reconfigure(errors="replace")
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
     for table in tables:
-        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(table.panel.label))
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(printable(table.panel.label)))
         grid.title_justify = "left"
         grid.add_column("method", overflow="fold")
         for heading in ("seeds", "final", "interval", "ρ coupled", "ρ paper", "seconds", "work"):
             grid.add_column(heading, justify="right", no_wrap=True)
         for row in table.rows:
-            grid.add_row(Text(row.group.label), *_cells(row))
+            grid.add_row(Text(printable(row.group.label)), *_cells(row))
         for one in table.references:
             grid.add_row(Text(one.name), "", number(one.value, 5), *[""] * 5, style="dim")
         console.print(grid)
         for reason in table.missing:
-            console.print(Text(f"no reference: {reason}", style="dim"), soft_wrap=True)
+            told = printable(f"no reference: {reason}")
+            console.print(Text(told, style="dim"), soft_wrap=True)
     for run, reason in left_out[:_LISTED]:
-        console.print(Text(f"left out: {run.name} ({run.status}): {reason}"), soft_wrap=True)
+        told = printable(f"left out: {run.name} ({run.status}): {reason}")
+        console.print(Text(told), soft_wrap=True)
     if len(left_out) > _LISTED:
         console.print(f"left out: {len(left_out) - _LISTED} more; the page lists them")
     console.out(str(page), highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SEED = 0
 """Of the myopic run, and of the simulations of models that are not enumerated."""
+INTERPOLATIONS = 16
+"""At most so many `${…}` are resolved: strings that name each other twice double with every level."""
 
 
 def references(config: Mapping[str, Any]) -> Baselines:
@@ -37,6 +40,7 @@ def references(config: Mapping[str, Any]) -> Baselines:
         be built, nothing but that.
     """
     try:
+        _refuse_expansion(config)
         plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
         _refuse_strangers(plain)
         cfg = cast(DictConfig, OmegaConf.create(plain))
@@ -55,7 +59,8 @@ def _found(cfg: DictConfig, mdp: FactoredMDP, scopes: Scopes) -> Baselines:
     cfg.evaluation.kappa = 0  # no baseline looks further than its own block
     cfg.seed = SEED
     dynamics = cfg.get("dynamics", "synchronous")
-    improvement, evaluation = build(cfg.improvement), build(cfg.evaluation)
+    improvement = build(cfg.improvement, "improvement")
+    evaluation = build(cfg.evaluation, "evaluation")
 
     def engine(policy: SoftmaxPolicy) -> Engine:
         generator = torch.Generator().manual_seed(SEED)
@@ -75,6 +80,19 @@ def _found(cfg: DictConfig, mdp: FactoredMDP, scopes: Scopes) -> Baselines:
     )
 
 
+def _refuse_expansion(config: Any) -> None:
+    """Refuses interpolations that call something, or so many that they could fill the memory.
+
+    Raises:
+        InputError: There are such.
+    """
+    found = [text for text in _texts(config) if "${" in text]
+    if any(re.search(r"\$\{[^}]*[:$]", text) for text in found):
+        raise InputError("the settings of the run hold ${…:…}, and a comparison calls nothing")
+    if sum(text.count("${") for text in found) > INTERPOLATIONS:
+        raise InputError(f"the settings of the run hold more than {INTERPOLATIONS} of ${{…}}")
+
+
 def _refuse_strangers(config: Any) -> None:
     """Refuses to call what no schema of this package names, wherever in the configuration.
 
@@ -89,6 +107,16 @@ def _refuse_strangers(config: Any) -> None:
                 f"_target_={target} is not of torchloc, and a comparison runs no code that a run "
                 f"folder names"
             )
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _texts(child)
 
 
 def _targets(node: Any) -> Iterator[Any]:

@@ -7,6 +7,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from torchloc.cli.outcome import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -24,7 +26,11 @@ def as_dict(
     diagnosis: Diagnosis | None,
     temperatures: list[Temperatures],
 ) -> dict[str, Any]:
-    """The whole report as JSON types; an infinite number is the string "inf"."""
+    """The whole report as JSON types: an infinite number is the string "inf", an unknown one null.
+
+    Of an estimate, `mdp` gives the sizes and the names alone, and every bracket of ρ is that of a matrix of
+    upper bounds, so only its upper end speaks of the system that was sampled.
+    """
     report: dict[str, Any] = {
         "model": {"coordinates": mdp.n_coordinates, "agents": mdp.n_agents},
         "rung": asked.rung,
@@ -33,6 +39,8 @@ def as_dict(
         "discount": certificate.discount,
         "dynamics": certificate.dynamics,
         "objective": certificate.objective,
+        "weakest_entry": certificate.weakest,
+        "delta": certificate.delta,
         "floor": _pair(certificate.floor),
         "bounded_agents": certificate.bounded.nonzero()[0].tolist(),
         "rungs": {
@@ -45,18 +53,12 @@ def as_dict(
                 "converged": rung.contraction.converged,
                 "row_norm": _number(rung.row_norm),
                 "column_norm": _number(rung.column_norm),
-                "delta_hat": _number(rung.delta_hat.max(initial=0.0)),
-                "tail": _number(rung.tail.max(initial=0.0)),
-                "poisson": _number(rung.poisson.max(initial=0.0)),
-                "bias": _number(rung.bias),
-                "epsilon": _number(rung.epsilon.max(initial=0.0)),
-                "paper_tail": _number(rung.uniform_tail_at(certificate.kappa)),
-                **({} if epsilon is None else {"kappa_for": _number(rung.kappa_for(epsilon))}),
+                **_rewarded(rung, certificate.kappa, epsilon),
             }
             for name, rung in certificate.items()
         },
     }
-    if mdp.n_coordinates == mdp.n_agents:
+    if _has_prior(mdp, certificate):
         prior = _prior(mdp)
         report["action_sup"] = {"row_norm": _number(prior[0]), "rho": _pair(prior[1])}
     if diagnosis is not None:
@@ -88,6 +90,29 @@ def as_dict(
             for t in temperatures
         ]
     return report
+
+
+def _rewarded(
+    rung: RungCertificate, kappa: int, epsilon: float | None
+) -> dict[str, float | str | None]:
+    """The numbers that need the reward; None where it is not known."""
+    if rung.oscillation is None:
+        names = ("delta_hat", "tail", "poisson", "bias", "epsilon", "paper_tail")
+        return dict.fromkeys([*names, *([] if epsilon is None else ["kappa_for"])])
+    return {
+        "delta_hat": _number(rung.delta_hat.max(initial=0.0)),
+        "tail": _number(rung.tail.max(initial=0.0)),
+        "poisson": _number(rung.poisson.max(initial=0.0)),
+        "bias": _number(rung.bias),
+        "epsilon": _number(rung.epsilon.max(initial=0.0)),
+        "paper_tail": _number(rung.uniform_tail_at(kappa)),
+        **({} if epsilon is None else {"kappa_for": _number(rung.kappa_for(epsilon))}),
+    }
+
+
+def _has_prior(mdp: FactoredMDP, certificate: Certificate) -> bool:
+    """Whether the norm test of prior work applies: an agent a coordinate, and kernels that are known."""
+    return mdp.n_coordinates == mdp.n_agents and certificate.environment.model is mdp
 
 
 def _prior(mdp: FactoredMDP) -> tuple[float, Any]:
@@ -130,13 +155,20 @@ def show(
     )
     console.print(_ladder(mdp, certificate, epsilon))
     console.print(_source(certificate), highlight=False, soft_wrap=True)
+    for line in _standing(mdp, certificate):
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     bound = asked.contraction
     verdict = "certified" if asked.certified else "not certified"
     if not asked.certified and bound.lower < 1.0:
         verdict = f"undecided ({bound.note or 'the bracket holds 1'})"
+    bracket = f"{bound.lower:.9g} ≤ ρ ≤ {bound.upper:.9g}"
+    if certificate.environment.model is not mdp:
+        # The lower end is one of bounds, not of the system that was sampled.
+        bracket = f"ρ ≤ {bound.upper:.9g}"
+        if certificate.delta:
+            bracket += f" with probability ≥ {1.0 - certificate.delta:.12g}"
     console.print(
-        f"[bold]{verdict}[/bold] by {asked.rung}: {bound.lower:.9g} ≤ ρ ≤ {bound.upper:.9g}",
-        highlight=False,
+        f"[bold]{verdict}[/bold] by {asked.rung}: {bracket}", highlight=False, soft_wrap=True
     )
     others = [name for name, rung in certificate.items() if rung.certified]
     if others and not asked.certified:
@@ -147,7 +179,7 @@ def show(
             soft_wrap=True,
         )
     for line in _reasons(mdp, policy, certificate, diagnosis, temperatures):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _ladder(mdp: FactoredMDP, certificate: Certificate, epsilon: float | None) -> Table:
@@ -163,18 +195,48 @@ def _ladder(mdp: FactoredMDP, certificate: Certificate, epsilon: float | None) -
     for name, rung in certificate.items():
         cells = [name, f"{rung.rho.upper:.6f}", f"{rung.rate:.6f}"]
         cells += [f"{rung.row_norm:.4f}", f"{rung.column_norm:.4f}"]
-        numbers = [rung.tail.max(initial=0.0), rung.epsilon.max(initial=0.0)]
-        numbers.append(rung.uniform_tail_at(certificate.kappa))
-        cells += ["∞" if math.isinf(x) else f"{x:.3g}" for x in numbers]
+        known = _rewarded(rung, certificate.kappa, epsilon)
+        cells += [_cell(known[key]) for key in ("tail", "epsilon", "paper_tail")]
         if epsilon is not None:
-            kappa = rung.kappa_for(epsilon)
-            cells.append("∞" if math.isinf(kappa) else str(kappa))
+            cells.append(_cell(known["kappa_for"]))
         table.add_row(*cells, style=None if rung.certified else "dim")
-    if mdp.n_coordinates == mdp.n_agents:
+    if _has_prior(mdp, certificate):
         norm, rho = _prior(mdp)
         blanks = [""] * (len(headings) - 4)
         table.add_row("action_sup", f"{rho.upper:.6f}", f"{rho.upper:.6f}", f"{norm:.4f}", *blanks)
     return table
+
+
+def _cell(number: float | str | None) -> str:
+    """How a number of the JSON report stands in the table."""
+    if isinstance(number, int):
+        return str(number)
+    return "–" if number is None else "∞" if number == "inf" else f"{number:.3g}"
+
+
+def _standing(mdp: FactoredMDP, certificate: Certificate) -> list[str]:
+    """What a certificate on samples rests on; nothing of a model."""
+    estimate = certificate.environment.model
+    if estimate is mdp:
+        return []
+    # Late: no other report needs it.
+    from torchloc.estimation import SensitivityEstimate
+
+    if not isinstance(estimate, SensitivityEstimate):
+        return [f"rests on {certificate.standing}"]
+    about = f" ({estimate.description})" if estimate.description else ""
+    unseen = f"; entries that need one of the {estimate.unvisited:,} unseen are 1"
+    lines = [
+        f"E^s and E^a bounded from {estimate.samples:,} sampled next values{about} in {estimate.visited:,} of "
+        f"{estimate.contexts.n_contexts:,} contexts{unseen if estimate.unvisited else ''}",
+        f"rests on {certificate.standing}",
+    ]
+    if certificate.environment.rewards is None and certificate.environment.reward_bound is None:
+        lines.append(
+            "–: unknown without the reward; give it by `with_rewards` or `with_reward_bound` before the estimate "
+            "is saved"
+        )
+    return lines
 
 
 def _source(certificate: Certificate) -> str:
@@ -201,10 +263,11 @@ def _reasons(
     floor = certificate.floor
     lowest, highest = (_contraction(mdp, certificate, end) for end in (floor.lower, floor.upper))
     moved = "" if highest == floor.upper else f", a contraction of {highest:.6g}"
+    more = "; with more samples one may" if certificate.delta else ""
     lines = [
         f"floor ρ(E^s) ≤ {floor.upper:.6g}{moved}: "
         + (
-            "≥ 1, so no temperature certifies exact, span, tanh, paper or scope"
+            f"≥ 1, so no temperature certifies exact, span, tanh, paper or scope{more}"
             if lowest >= 1.0
             else "below 1, so hot enough policies are certified by every rung but scope"
             if highest < 1.0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from torchloc import config
+from torchloc.config.ranges import closest
+from torchloc.config.schemas import Run, field_names
 from torchloc.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +25,12 @@ def asked(overrides: Sequence[str]) -> str | None:
     """The run that a command line resumes; None where it resumes nothing.
 
     Raises:
-        InputError: It names two, or none after the `=`.
+        InputError: It names two, or none after the `=`, or something that is almost `resume`.
     """
+    for text in overrides:
+        word = text.partition("=")[0]
+        if word != KEY and word not in field_names(Run) and closest(word, [KEY]):
+            raise InputError(f"{word} is no setting; did you mean {KEY}=RUN?")
     given = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == KEY]
     if len(given) > 1 or given == [""]:
         raise InputError(f"{KEY}={' '.join(given)}: give one run folder, or one checkpoint file")
@@ -52,9 +58,11 @@ def settled(run: str, overrides: Sequence[str]) -> tuple[Path, Checkpoint, DictC
     changes = [text for text in overrides if text.partition("=")[0] != KEY]
     for text in changes:
         if not text.startswith(MAY_CHANGE):
+            word = text.partition("=")[0]
+            hint = closest(word, [name for name in MAY_CHANGE if name[-1] != "."])
             raise InputError(
-                f"{text.partition('=')[0]} cannot change in a run that goes on: it would be another run. "
-                f"Only {', '.join(name.rstrip('.') for name in MAY_CHANGE)} may"
+                f"{word or text} cannot change in a run that goes on: it would be another run. "
+                f"Only {', '.join(name.rstrip('.') for name in MAY_CHANGE)} may{hint}"
             )
     if not saved.configuration:
         raise InputError(f"{KEY}={run}: its checkpoint holds no configuration; only a policy")

@@ -23,21 +23,28 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from torchloc.cli.locking import LOCK, owned
+from torchloc.cli.outcome import THREADS
 from torchloc.errors import FileError, InputError, SolveError
 
 OUTCOME = "outcome.json"
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""What numerical libraries read when they are loaded; processes inherit it."""
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 GRACE = 5.0
 """Seconds."""
 
 _sweeps: list[DictConfig] = []
+_before: set[Path] = set()
+"""Folders that lay above that of the run before there was one."""
 
 
 class Folders(Callback):
     """Notes the configuration of a sweep where it starts: it alone knows where the jobs will lie."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(os.path.abspath(str(config.hydra.run.dir)))
+        _before.clear()
+        with contextlib.suppress(OSError):  # the run says so where it makes the folder
+            _before.update(path for path in (folder, *folder.parents) if path.exists())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _sweeps.append(config)
@@ -57,8 +64,13 @@ def record(folder: Path, run: Callable[[], None], *, swallow: bool) -> None:
         swallow: Whether an error ends here; a defect shows its traceback first.
 
     Raises:
-        InputError: Another run writes the folder; nothing is left in it.
+        InputError: Another run writes the folder, nothing is left in it; or a file in it is a link.
     """
+    linked = next((path for path in sorted(folder.iterdir()) if path.is_symlink()), None)
+    if linked is not None:
+        raise InputError(
+            f"{linked} is a link: a run writes into its own folder and nowhere else; remove it"
+        )
     with owned(folder):
         _record(folder, run, swallow)
 
@@ -102,14 +114,19 @@ def _record(folder: Path, run: Callable[[], None], swallow: bool) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Takes back the folder of a run that was refused before it began; one that holds more stays."""
+    """Takes back the folder of a run that was refused before it began, and those made for it.
+
+    One that holds more stays, and so does one that lay there before.
+    """
     if {path.name for path in folder.iterdir()} - {".hydra", LOCK, OUTCOME}:
         return
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
     for name in (LOCK, OUTCOME):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # until one is not empty
-        for empty in (folder, *folder.parents[:2]):
+        for empty in (folder, *folder.parents):
+            if Path(os.path.abspath(empty)) in _before:
+                return
             empty.rmdir()
 
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchloc import config
 from torchloc.cli import resuming, sweeping
 from torchloc.cli.building import build_model, build_trainer
-from torchloc.cli.outcome import heed, refuse
+from torchloc.cli.outcome import heed, refusing
 from torchloc.errors import FileError, InputError, SolveError
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def run() -> None:
         SolveError: A run failed.
     """
     config.register()
-    parser = get_args_parser()
-    parser.error = refuse  # one line in place of argparse's usage
-    args = parser.parse_args()
+    args = refusing(get_args_parser()).parse_args()
     if sum(map(bool, (args.run, args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
         raise InputError("give only one of --run, --multirun, --cfg, --info, --shell-completion")
     if args.resolve and not (args.cfg or args.help):
@@ -129,14 +127,21 @@ def run() -> None:
         folder, saved, cfg = resuming.settled(resumed, args.overrides)
         sweeping.record(folder, lambda: train_in(folder, cfg, resume=saved), swallow=False)
         return
+    chosen = [text for text in args.overrides if text.startswith("launcher=")]
+    if chosen and chosen[-1].partition("=")[2] in config.EXTRAS:
+        if not (_sweeps(args) or _only_shows_something(args) or args.cfg):
+            raise InputError(f"{chosen[-1]} starts the jobs of a sweep; add -m, or leave it out")
     jobs: list[DictConfig] = []
     model = None
+    began = False
     if not _only_shows_something(args):
         jobs = _jobs_in_advance(args)
         model = None if _sweeps(args) or args.cfg else build_model(jobs[0])
     refused: list[tuple[Exception, Path]] = []
 
     def task(cfg: DictConfig) -> None:
+        nonlocal began
+        began = True
         job = HydraConfig.get()
         folder, swept = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
         try:
@@ -147,7 +152,7 @@ def run() -> None:
 
     sweeping.start(jobs if _sweeps(args) else [])
     # With full errors Hydra raises to the outermost function in place of printing and exiting.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(
             version_base="1.3", config_path=str(config.home()), config_name=config.CONFIG_NAME
@@ -156,7 +161,12 @@ def run() -> None:
         if _sweeps(args):
             sweeping.stop()
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and not began:
+            raise InputError(
+                f"no run folder can be made at {error.filename}: {error.strerror}; run where you may write, or "
+                f"give a folder with hydra.run.dir (of a sweep, hydra.sweep.dir)"
+            ) from error
         sweeping.report("torchloc-train", jobs)
         raise
     for error, folder in refused:
@@ -179,7 +189,7 @@ def _jobs_in_advance(args: argparse.Namespace) -> list[DictConfig]:
     return config.compose_jobs(
         args.overrides,
         sweep=_sweeps(args),
-        config_name=args.config_name or config.CONFIG_NAME,
+        config_name=_config_name(args),
         **_search(args),
     )
 
@@ -188,8 +198,7 @@ def _help(args: argparse.Namespace) -> str:
     # Hydra's own help page copies every schema once for every group: a second of waiting.
     search = _search(args)
     choices = config.groups(**search)
-    name = args.config_name or config.CONFIG_NAME
-    cfg = config.compose(args.overrides, config_name=name, **search)
+    cfg = config.compose(args.overrides, config_name=_config_name(args), **search)
     width = max(map(len, choices))
     return "\n".join(
         (
@@ -210,6 +219,14 @@ def _help(args: argparse.Namespace) -> str:
             *("  " + line for line in OmegaConf.to_yaml(cfg, resolve=args.resolve).splitlines()),
         )
     )
+
+
+def _config_name(args: argparse.Namespace) -> str:
+    if args.config_name == "":
+        raise InputError(
+            "--config-name is empty; leave it out, or name a YAML file without its .yaml"
+        )
+    return args.config_name or config.CONFIG_NAME
 
 
 def _search(args: argparse.Namespace) -> dict[str, str | Path | None]:

@@ -15,7 +15,7 @@ term that counts is averaged over all actions through its links, and what is lef
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,12 +26,13 @@ from torchloc.closed_loop import Layout, LocalClass, local_classes
 from torchloc.contraction.factors import Factors, Link
 from torchloc.contraction.network import Axes, Network
 from torchloc.errors import BudgetError
-from torchloc.mdp import CountBatch, CountRewardBatch, FactoredMDP, RewardBatch
+from torchloc.mdp import CountBatch, CountRewardBatch, FactoredMDP, KernelBatch, RewardBatch
 from torchloc.mdp.checks import FloatArray, IntArray
-from torchloc.mdp.gathering import Rewards
+from torchloc.mdp.gathering import Kernels, Rewards
 
 COUNT_ENTRIES = 2**14
-"""Entries of a reward term that counts up to which it is written out with all it reads."""
+"""Entries of a term that counts up to which it is written out with all it reads, and of a kernel that
+does where its agents see what it counts."""
 REWARD_ENTRIES = 2**20
 """Entries at most of a reward term that counts, averaged over the actions."""
 _SEARCHED = 12
@@ -212,7 +213,7 @@ class Sites:
         self.classes: list[SiteClass] = []
         self.class_of = np.zeros(mdp.n_coordinates, dtype=np.int64)
         self.row_of = np.zeros(mdp.n_coordinates, dtype=np.int64)
-        for batch in mdp.kernels:
+        for batch in (part for kernel in mdp.kernels for part in _held(kernel, layout, mdp)):
             flags = self.is_shared[batch.actions].astype(np.int64)
             counting = batch if isinstance(batch, CountBatch) else None
             factors = None if counting is None else Factors.of(counting)
@@ -223,6 +224,21 @@ class Sites:
                 self.class_of[coordinates] = len(self.classes)
                 self.row_of[coordinates] = np.arange(len(coordinates))
                 self.classes.append(SiteClass.of(coordinates, local, kept, counting, factors))
+
+
+def _held(batch: Kernels, layout: Layout, mdp: FactoredMDP) -> Iterable[Kernels]:
+    """A batch as it is, or its tables, where own agents see what it counts: then counting saves nothing."""
+    if isinstance(batch, KernelBatch) or batch.table_entries > COUNT_ENTRIES:
+        return [batch]
+    counted, n = batch.counters.states, mdp.n_coordinates
+    for agents in batch.actions.T:
+        for index in np.unique(layout.group_of[agents]):
+            rows = np.flatnonzero(layout.group_of[agents] == index)
+            seen = layout.groups[index].scope[layout.row_of[agents[rows]]]
+            # Pairs (row, coordinate) as one number each.
+            if np.isin(seen + n * rows[:, None], counted[rows] + n * rows[:, None]).any():
+                return batch.tables(COUNT_ENTRIES)
+    return [batch]
 
 
 def reward_sites(batch: Rewards, layout: Layout) -> list[SiteClass]:

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchloc.environments.checks import MODEL_BYTES, flag, probability, real, whole
+from torchloc.environments.checks import COUNTED, MODEL_BYTES, flag, probability, real, whole
 from torchloc.environments.topologies import Digraph
 from torchloc.errors import BudgetError, InputError
-from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
-from torchloc.mdp.checks import FloatArray
+from torchloc.mdp import CountBatch, FactoredMDP, KernelBatch, RewardBatch
+from torchloc.mdp.checks import FloatArray, IntArray
 
 
 def game_of_life(
@@ -46,8 +46,8 @@ def game_of_life(
 
     Returns:
         N = K = height·width, all sizes 2; kernel j reads its d neighbours in ascending order, then
-        itself, and agent j: (2,)*(d + 1) + (2, 2), one table shared by all cells of equal d, or
-        with `noise` one a cell.
+        itself, and agent j: (2,)*(d + 1) + (2, 2), one table shared by all cells of equal d ≤ 5, or
+        with `noise` one a cell. Inner cells count their eight neighbours, up to four.
 
     Raises:
         InputError: An argument is outside its range.
@@ -63,6 +63,9 @@ def game_of_life(
     graph = _cells(*shape, flag("torus", torus))
     kernels = []
     for cells, neighbours in graph.groups():
+        if neighbours.shape[1] > COUNTED:
+            kernels.append(_counted(cells, neighbours, flips if len(flips) == 1 else flips[cells]))
+            continue
         living = np.indices((2,) * neighbours.shape[1]).sum(axis=0)
         lives = np.stack([living == 3, (living == 2) | (living == 3)], axis=-1)
         ruled = np.stack([lives, np.ones_like(lives)], axis=-1)
@@ -84,6 +87,17 @@ def game_of_life(
         kernels,
         [RewardBatch(sites, sites, np.array([[[0.0, -c], [1.0, 1.0 - c]]]))],
     )
+
+
+def _counted(cells: IntArray, neighbours: IntArray, flips: FloatArray) -> CountBatch:
+    """By the number of living neighbours, up to four: beyond, a cell dies."""
+    lives = np.zeros((2, 2, 5), dtype=np.bool_)
+    lives[:, 0, 3] = lives[1, 0, 2] = lives[:, 1] = True
+    wrong = flips[:, None, None, None]
+    alive = np.where(lives, 1.0 - wrong, wrong)
+    blind = np.zeros((len(cells), 0), dtype=np.int64)
+    own, table = cells[:, None], np.stack([1.0 - alive, alive], axis=-1)
+    return CountBatch(cells, own, own, neighbours, blind, table)
 
 
 def _cells(height: int, width: int, torus: bool) -> Digraph:

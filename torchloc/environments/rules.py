@@ -21,7 +21,7 @@ from torchloc.environments.line_msg import line_msg
 from torchloc.environments.sysadmin import sysadmin
 from torchloc.errors import InputError
 from torchloc.graphs import Scopes
-from torchloc.mdp import FactoredMDP
+from torchloc.mdp import CountBatch, FactoredMDP
 from torchloc.mdp.checks import FloatArray, IntArray
 
 Choose = Callable[[IntArray], IntArray]
@@ -178,10 +178,13 @@ def _arguments(family: Callable[..., FactoredMDP], env: Mapping[str, Any]) -> Ma
 
 
 def _parents(mdp: FactoredMDP) -> list[tuple[int, ...]]:
-    """The state parents of coordinate k, for every agent k (one agent a coordinate)."""
+    """The state parents of coordinate k, itself last, for every agent k (one agent a coordinate)."""
     parents: list[tuple[int, ...]] = [()] * mdp.n_coordinates
     for batch in mdp.kernels:
-        rows = map(tuple, batch.states.tolist())
+        read = batch.states
+        if isinstance(batch, CountBatch):
+            read = np.concatenate([batch.counters.states, read], axis=1)
+        rows = map(tuple, read.tolist())
         for j, row in zip(batch.coordinates.tolist(), rows, strict=True):
             parents[j] = row
     return parents

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from os import PathLike
@@ -25,6 +21,7 @@ from torch import Tensor
 
 from torchloc.errors import FileError, InputError
 from torchloc.graphs import Scopes
+from torchloc.mdp import archives
 from torchloc.policy import networks
 
 if TYPE_CHECKING:
@@ -115,6 +112,8 @@ def read(path: str | PathLike[str], what: str) -> tuple[dict[str, str], dict[str
         raise InputError(f"{path} is a folder; give the {what} file in it")
     if not Path(path).exists():
         raise InputError(f"there is no {what} file {path}")
+    if not Path(path).is_file():
+        raise InputError(f"{path} is no regular file; give the {what} file itself")
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -132,7 +131,7 @@ def description(path: str | PathLike[str], text: str, latest: int, what: str) ->
     """
     try:
         result = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise InputError(f"{path} is damaged or no torchloc {what}: {error}") from error
     version = result.pop("format", None) if isinstance(result, dict) else None
     if type(version) is not int or version < 1:
@@ -234,7 +233,7 @@ def load_tables(
         InputError: The file is missing or damaged, holds both kinds of tables or none, lacks an
             agent's array, or has more agents than the model.
     """
-    arrays = _archive(path)
+    arrays = archives.read(path, ".npz file of tables", "file")
     if not n_agents:
         return [], "logits", [], arrays.get("temperature", np.ones(()))
     kinds = [kind for kind in ("probabilities", "logits") if f"{kind}_0" in arrays]
@@ -258,19 +257,3 @@ def load_tables(
     scopes = [arrays[f"scope_{k}"] for k in range(n_agents)]
     tables = [arrays[f"{kinds[0]}_{k}"] for k in range(n_agents)]
     return scopes, kinds[0], tables, arrays.get("temperature", np.ones(()))
-
-
-def _archive(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """All arrays of a `.npz` file; none is unpickled."""
-    if not Path(path).exists():
-        raise InputError(f"there is no file {path}")
-    try:
-        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return dict(file)
-    # What zipfile, zlib and NumPy's header reader raise on bytes that nobody wrote; TypeError on
-    # a single array.
-    except (
-        ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
-        TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise InputError(f"{path} is damaged or no .npz file of tables: {error}") from error

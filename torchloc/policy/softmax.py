@@ -19,6 +19,7 @@ from torchloc.policy import checks, files, networks
 from torchloc.policy.groups import AgentGroup, agent_groups
 from torchloc.policy.laws import drawn, scaled_logits
 from torchloc.policy.tables import assign_callable, assign_logits, assign_probabilities
+from torchloc.policy.temperatures import check_scaled
 
 AnyScopes = Scopes | Sequence[ArrayLike]
 
@@ -362,12 +363,13 @@ class SoftmaxPolicy(nn.Module):
         Raises:
             InputError: τ is not finite and positive, or has another length than K; an unknown
                 `hold`; `policy` for a module of the user's own that does not end in a layer of
-                this package.
+                this package; `policy` and a τ that the dtype of the weights cannot hold.
         """
         tau = checks.temperatures(temperature, self.n_agents)
         if hold not in ("logits", "policy"):
             raise InputError(f"hold is {hold!r}; choose logits or policy")
         if hold == "policy":
+            check_scaled(float(tau.min()) if len(tau) else 1.0, self.parameters())
             factor = tau / self.temperature
             for group, network in zip(self.groups, self.networks, strict=True):
                 networks.scale_logits(network, factor[torch.tensor(group.agents)])

@@ -36,6 +36,8 @@ UNFINISHED = "unfinished"
 """The status of a run that told nothing of its end."""
 _DEEPEST = 64
 """Levels of a settings file at most; what reads it recurses."""
+_LARGEST = 2**24
+"""Bytes of a settings or outcome file at most."""
 _FRAME = 16
 """Bytes of length and check sums around a record of an event file."""
 
@@ -210,7 +212,7 @@ def _mapping(path: Path) -> tuple[dict[str, Any], str]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         depth = 0
         for event in yaml.parse(text, loader):
             # A few lines of aliases expand to more settings than a memory holds; Hydra writes none.
@@ -232,6 +234,15 @@ def _mapping(path: Path) -> tuple[dict[str, Any], str]:
     return found, ""
 
 
+def _text(path: Path) -> str:
+    """The text of a small regular file; a pipe would never end, and a device neither."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 def _choices(about: dict[str, Any]) -> dict[str, str]:
     """Group → choice of `.hydra/hydra.yaml`; without Hydra's own groups."""
     node: Any = about
@@ -248,7 +259,7 @@ def _choices(about: dict[str, Any]) -> dict[str, str]:
 def _outcome(path: Path) -> tuple[str, str, float | None, str]:
     """Status, message, seconds, and what is amiss with the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(_text(path))
         status, message, seconds = found["status"], found.get("message"), found.get("seconds")
         if status not in STATUSES:
             raise ValueError(f"status is {status!r}")
@@ -273,6 +284,9 @@ def _events(folder: Path) -> tuple[Series, float, str]:
     started, amiss = 0.0, ""
     for path in sorted(folder.glob(f"{EVENTS}*")):
         done = 0
+        if not path.is_file():
+            amiss = f"{path.name} is no regular file"
+            continue
         try:
             # The reader stops in silence at a record that is cut or fails its check sum.
             for record in RawEventFileLoader(str(path)).Load():
