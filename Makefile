@@ -75,6 +75,7 @@ coverage: $(STAMP)
 		--include="$(subst $(empty) ,$(comma),$(foreach room,$(ROOMS),torchloc/$(room).py torchloc/$(room)/*))"
 
 audit: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[upkeep]"
 	@$(PY) -m pip_audit --strict --disable-pip --no-deps -r constraints.txt || { \
 		echo "make audit: pip-audit asks the advisory service of PyPI for every pin; behind a mirror that" \
 			"serves packages alone it finds no dependency, and without a network it cannot connect:" \

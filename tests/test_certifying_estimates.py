@@ -263,7 +263,7 @@ def test_a_log_without_declared_parents(certify: Certify, capsys: Captured) -> N
         f"bounded from {estimate.samples} sampled next values in {estimate.visited} of 16 contexts; entries that "
         f"need one of the {estimate.unvisited} unseen are 1"
     ) in shown
-    assert "rests on sensitivities ucb at the weakest entry" in shown
+    assert "rests on sensitivities whose weakest entry is `ucb`" in shown
     assert "provided" not in shown
 
 

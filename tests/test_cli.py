@@ -280,7 +280,9 @@ def test_help_lists_groups_and_settings_and_no_schema(
 ) -> None:
     assert train("--help", "env=ising") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^  env +firefighting, from_graph, game_of_life, hub_spoke, ising, ", shown, re.M)
+    assert re.search(
+        r"^  env +firefighting, from_graph, game_of_life, hub_spoke, ising, ", shown, re.M
+    )
     assert "beta: 0.6" in shown and "schema" not in shown
     assert not list(tmp_path.iterdir())
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from torchloc.evaluation.rollout import simulate
     from torchloc.graphs import neighbourhood_scopes, parent_scopes
     from torchloc.improvement import Improvement
+    from torchloc.interop.pettingzoo import parallel_env
     from torchloc.interop.rddl import ground_rddl, load_rddl
+    from torchloc.interop.torch_policy import policy_from_modules
     from torchloc.lipschitz import LipschitzMonitor
     from torchloc.locality import Locality
     from torchloc.mdp import (
@@ -93,7 +95,9 @@ _MODULES = {
     "maximum_likelihood": "torchloc.estimation",
     "mean_rewards": "torchloc.estimation",
     "neighbourhood_scopes": "torchloc.graphs",
+    "parallel_env": "torchloc.interop.pettingzoo",
     "parent_scopes": "torchloc.graphs",
+    "policy_from_modules": "torchloc.interop.torch_policy",
     "policy_sensitivity": "torchloc.sensitivity",
     "samples_for": "torchloc.estimation",
     "simulate": "torchloc.evaluation.rollout",
@@ -140,7 +144,9 @@ __all__ = [
     "maximum_likelihood",
     "mean_rewards",
     "neighbourhood_scopes",
+    "parallel_env",
     "parent_scopes",
+    "policy_from_modules",
     "policy_sensitivity",
     "samples_for",
     "simulate",

@@ -69,7 +69,8 @@ def coupled_steps(mdp: FactoredMDP, tables: PolicyTables, steps: int | None) -> 
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}; it must be a whole number ≥ 1")
     if steps is None and any(
-        isinstance(batch, CountBatch) and batch.table_entries > PAIR_ENTRIES for batch in mdp.kernels
+        isinstance(batch, CountBatch) and batch.table_entries > PAIR_ENTRIES
+        for batch in mdp.kernels
     ):
         return CoupledSteps((), ())
     dynamics = pair_dynamics(mdp, tables)

@@ -195,7 +195,10 @@ def neighbourhood_scopes(mdp: FactoredMDP, hops: int = 1) -> Scopes:
     parents = dependency_matrix(mdp)
     reached = sp.csr_array(_own_actions(mdp).T)
     for _ in range(int(hops)):
+        before = reached.nnz
         reached = _pattern(reached + reached @ parents)
+        if reached.nnz == before:  # it only grows, so it has all it will ever have
+            break
     return Scopes.from_matrix(reached)
 
 

@@ -179,7 +179,7 @@ class Sensitivities:
         counts = self.counts
         listed = ", ".join(f"{counts[tag]} {tag}" for tag in TAGS if counts[tag]) or "none stored"
         parts = [
-            f"sensitivities {self.weakest} at the weakest entry ({listed}; other zeros {self.absent})"
+            f"sensitivities whose weakest entry is `{self.weakest}` ({listed}; other zeros {self.absent})"
         ]
         if self.delta:
             parts.append(f"all bounds hold at once with probability ≥ {1.0 - self.delta:.12g}")
@@ -264,6 +264,10 @@ def _matrix(value: object, field: str, shape: tuple[int, int]) -> sp.csr_array:
     matrix = sp.csr_array(dense, dtype=np.float64, copy=True)
     if matrix.shape != shape:
         raise InputError(f"{field} has shape {matrix.shape}; it must be {shape}")
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(f"{field} is no CSR matrix: {error}; build it anew") from error
     if not matrix.has_canonical_format:
         raise InputError(
             f"{field} holds an entry twice, or the entries of a row are out of order; call its sum_duplicates()"

@@ -106,7 +106,9 @@ def wireless(
             # (B, *s, a, c): a term a point, so that it reads the users of one point only.
             alone = np.einsum("b,l...,la->b...a", coins[:, y], bits, sends[:, y])
             rivals = [m for m in range(len(others[0])) if weights[:, y, m].any()]
-            rewards += _terms(d * acting + slots, acting, others, rivals, alone, weights[:, y], sizes)
+            rewards += _terms(
+                d * acting + slots, acting, others, rivals, alone, weights[:, y], sizes
+            )
     initial = np.zeros((n_agents * d, 2))
     initial[:, 0] = 1.0
     initial[last] = [1.0 - p, p]
@@ -189,9 +191,7 @@ def _alike(reach: list[tuple[int, ...]]) -> list[tuple[list[int], IntArray]]:
     ]
 
 
-def _moves_on(
-    coins: FloatArray, sends: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _moves_on(coins: FloatArray, sends: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The law of the next slot: full where this one is, unless its packet is sent, alone, with success.
 
     Args:

@@ -96,6 +96,9 @@ def load(cls: type[SensitivityEstimate], path: str | PathLike[str]) -> Sensitivi
             )
             for name, columns in (("state", n), ("action", n_agents))
         }
+        for matrix in matrices.values():
+            # Indices out of range would be read beyond the arrays.
+            matrix.check_format(full_check=True)
         count = int(arrays["rewards"])
         return cls(
             **{field: arrays[field] for field in _PLAIN},

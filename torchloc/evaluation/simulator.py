@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from torchloc.closed_loop import PolicyTables, entropy_terms
-from torchloc.errors import InputError
+from torchloc.errors import BudgetError, InputError
 from torchloc.evaluation.joint import Objective
 from torchloc.evaluation.lookup import Lookup, index_of, small
 from torchloc.mdp import FactoredMDP, KernelBatch, RewardBatch
@@ -39,6 +39,8 @@ from torchloc.policy import SoftmaxPolicy
 
 # -- tables ----------------------------------------------------------------------------------------
 
+STEP_BYTES = 2**34
+"""Random numbers of one step of all replicas at most."""
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -206,7 +208,17 @@ class Simulator:
         return twin
 
     def start(self, replicas: int, generator: torch.Generator | None) -> Tensor:
-        """(N, R) first states from the model's initial law; uniform where it names none."""
+        """(N, R) first states from the model's initial law; uniform where it names none.
+
+        Raises:
+            BudgetError: The uniform numbers of one step do not fit `STEP_BYTES`.
+        """
+        needed = 8 * self.mdp.n_coordinates * replicas
+        if needed > STEP_BYTES:
+            raise BudgetError(
+                f"one step of {replicas} replicas of {self.mdp.n_coordinates} coordinates takes {needed:,} "
+                f"bytes of random numbers, over the budget of {STEP_BYTES:,}; use fewer replicas"
+            )
         sizes, initial = self.mdp.state_sizes, self.mdp.initial
         if initial is None:
             initial = (np.arange(sizes.max()) < sizes[:, None]) / sizes[:, None]

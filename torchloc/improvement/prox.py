@@ -129,7 +129,8 @@ def log_law(
 def kl(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
     """(…) KL of two laws given by their logarithms (…, A); ∞ where the support is not contained."""
     gap = torch.where(first.isneginf(), 0.0, first - second)
-    return torch.where(first.isneginf(), 0.0, first.exp() * gap).sum(dim=-1).clamp(min=0.0)
+    terms = torch.where(gap.isposinf(), gap, first.exp() * gap)  # 0 · ∞ where the mass underflows
+    return torch.where(first.isneginf(), 0.0, terms).sum(dim=-1).clamp(min=0.0)
 
 
 def entropy(log_probabilities: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:

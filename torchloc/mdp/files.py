@@ -28,7 +28,11 @@ _COUNTED = (
 
 
 def save(path: str | PathLike[str], mdp: FactoredMDP) -> None:
-    """Writes to a temporary file beside `path`, then renames: a reader never sees half a file."""
+    """Writes to a temporary file beside `path`, then renames: a reader never sees half a file.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
     arrays: dict[str, Any] = {
         "torchloc_model": np.int64(FORMAT if _counts(mdp) else 1),
         "state_sizes": mdp.state_sizes,
@@ -52,6 +56,10 @@ def save(path: str | PathLike[str], mdp: FactoredMDP) -> None:
         if getattr(mdp, field) is not None:
             arrays[field] = np.array(getattr(mdp, field), dtype=np.str_)
     target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(
+            f"{target} cannot be written: there is no folder {target.parent}; create it"
+        )
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as stream:
