@@ -13,9 +13,10 @@ from twins import draw, twin_model, twin_policy
 
 import torchloc as tl
 from torchloc.closed_loop import PolicyTables
-from torchloc.contraction import balls as room
-from torchloc.contraction.balls import Ball, BallTooLarge, Planner, Step
+from torchloc.contraction.balls import Ball, BallTooLarge, Planner
+from torchloc.contraction.network import Network
 from torchloc.contraction.sites import Sites
+from torchloc.contraction.steps import Step
 from torchloc.policy import SoftmaxPolicy
 
 Array = np.ndarray
@@ -303,7 +304,7 @@ def test_no_search_is_started_for_a_result_over_the_budget(
 ) -> None:
     """A hub's result has 2¹³ entries; no order of contraction is looked for."""
     mdp, policy = star(12)
-    monkeypatch.setattr(room.Network, "of", lambda *_: pytest.fail("a search was started"))
+    monkeypatch.setattr(Network, "of", lambda *_: pytest.fail("a search was started"))
     with pytest.raises(BallTooLarge, match=f"{8 * 2**13} bytes"):
         list(planner(mdp, policy, 2**15).balls(0, np.array([[5]]), 1))
 

@@ -61,9 +61,15 @@ class Factors:
             rates = batch.modes.rates
             unit = np.zeros(len(rates))
             unit[0] = 1.0
+            # A counter stays where it stops: at one level it counts nothing, and 0^0 = 1.
+            most = np.array(counters.levels, dtype=np.int64)[:, None] - 1
             powers = [
                 # (H, r) rates, (B or 1, r, X) weights → (B or 1, H, X)
-                Link((rates[:, :, None] ** weights[:, None]).prod(axis=2), (0,), member)
+                Link(
+                    (rates[:, :, None] ** np.minimum(weights, most)[:, None]).prod(axis=2),
+                    (0,),
+                    member,
+                )
                 for member, weights in _members(batch)
             ]
             return cls(batch.modes.table, (0,), (len(rates),), (unit,), tuple(powers))

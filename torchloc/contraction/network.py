@@ -24,6 +24,8 @@ from torch import Tensor
 Axes = tuple[int, ...]
 Views = tuple[tuple[Any, ...], ...]
 
+SEARCHED = 12
+"""Operands up to which a search for the cheapest order ends at once."""
 _LOOP_TERMS = 16
 """Terms of a sum that are accumulated one by one at most."""
 _LONG = 2**14

@@ -24,7 +24,7 @@ import numpy as np
 from torchloc.alike import at_rows
 from torchloc.closed_loop import Layout, LocalClass, local_classes
 from torchloc.contraction.factors import Factors, Link
-from torchloc.contraction.network import Axes, Network
+from torchloc.contraction.network import SEARCHED, Axes, Network
 from torchloc.errors import BudgetError
 from torchloc.mdp import CountBatch, CountRewardBatch, FactoredMDP, KernelBatch, RewardBatch
 from torchloc.mdp.checks import FloatArray, IntArray
@@ -35,8 +35,6 @@ COUNT_ENTRIES = 2**14
 does where its agents see what it counts."""
 REWARD_ENTRIES = 2**20
 """Entries at most of a reward term that counts, averaged over the actions."""
-_SEARCHED = 12
-"""Operands up to which a network's cheapest order is searched for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +191,7 @@ class SiteClass:
 
 
 def _network(operands: tuple[Axes, ...], out: Axes, sizes: tuple[int, ...]) -> Network:
-    return Network.of(operands, out, sizes, len(operands) <= _SEARCHED)
+    return Network.of(operands, out, sizes, len(operands) <= SEARCHED)
 
 
 class Sites:

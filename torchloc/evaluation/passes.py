@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchloc.contraction.balls import Step
 from torchloc.contraction.sites import SiteClass
+from torchloc.contraction.steps import Step
 from torchloc.evaluation.numbers import Columns, as_index
 from torchloc.evaluation.problem import (
     Chosen,

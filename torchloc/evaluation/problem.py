@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torchloc.alike import distinct
-from torchloc.contraction.balls import Ball, Step
+from torchloc.contraction.balls import Ball
 from torchloc.contraction.sites import Sites
+from torchloc.contraction.steps import Step
 from torchloc.evaluation.numbers import Columns, ModelTables, Moved, Numbers, as_index
 from torchloc.evaluation.sources import Sources
 from torchloc.mdp.checks import IntArray
