@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import reference as ref
@@ -51,9 +52,8 @@ def random_counted(
         sizes = [*state_sizes[list(own)], *action_sizes[list(acting)]]
         s_j = int(state_sizes[j])
         if noisy and not counted:
-            law = lambda: rng.dirichlet(np.ones(s_j), size=sizes)  # noqa: E731
             held = rng.choice([0.3, 0.8, 1.0], size=sizes)
-            high, low = law(), law()
+            high, low = rng.dirichlet(np.ones(s_j), size=(2, *sizes))
             kernels.append(
                 CountKernel.noisy_or(
                     own, acting, members, reached=high, spared=low, inhibition=held
@@ -168,7 +168,7 @@ class _Sites:
     state_weights: np.ndarray
     action_weights: np.ndarray
     levels: list[int]
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def draw(
@@ -260,7 +260,9 @@ def _moded(
     own = (lead, *sites.own_shape)
     laws = rng.dirichlet(np.full(n_values, 0.7), size=(*own, 1 + n_modes))
     share = rng.dirichlet(np.ones(n_modes + 1), size=own)[..., 1:, None]
-    core = np.concatenate([laws[..., :1, :], share * (laws[..., 1:, :] - laws[..., :1, :])], axis=-2)
+    core = np.concatenate(
+        [laws[..., :1, :], share * (laws[..., 1:, :] - laws[..., :1, :])], axis=-2
+    )
     table = np.zeros((*own, *sites.levels, n_values))
     for counts in itertools.product(*map(range, sites.levels)):
         powers = (rates ** np.array(counts)).prod(axis=1)
@@ -337,9 +339,13 @@ def random_wide(
         table = rng.normal(size=shape)
         rewards.append(
             CountRewardBatch(
-                sites.states, sites.actions, sites.counted_states, sites.counted_actions, table,
+                sites.states,
+                sites.actions,
+                sites.counted_states,
+                sites.counted_actions,
+                table,
                 **sites.options,
-            )  # fmt: skip
+            )
         )
         terms += [sites.term(row, table) for row in range(count)]
     counted_model = FactoredMDP(spaces.states, spaces.actions, batches, rewards)

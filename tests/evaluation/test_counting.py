@@ -49,6 +49,7 @@ def test_advantages(
 ) -> None:
     """Functions and reward terms written out, and kept open from the first counted parent on."""
     monkeypatch.setattr("torchloc.contraction.balls._WRITTEN", written)
+    monkeypatch.setattr("torchloc.contraction.balls._OPEN", 1.0 if written else np.inf)
     monkeypatch.setattr("torchloc.contraction.sites.COUNT_ENTRIES", written)
     models = random_counted(np.random.default_rng(seed), **kind)
     rng = np.random.default_rng(seed)
@@ -70,6 +71,7 @@ def test_advantages(
 @pytest.mark.parametrize("seed", range(4))
 def test_open_functions_are_used(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchloc.contraction.balls._WRITTEN", 0)
+    monkeypatch.setattr("torchloc.contraction.balls._OPEN", np.inf)
     models = random_counted(np.random.default_rng(seed), n=6, k=6)
     policy = random_policy(models.tables, 0, seed)
     local = tl.LocalEvaluation(models.counted, policy, 2)

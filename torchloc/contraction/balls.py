@@ -30,6 +30,8 @@ _THOROUGH = 64
 """Sites of a class from which the search for the cheapest order pays."""
 _WRITTEN = 2**10
 """Entries up to which a function of counted parents is written out."""
+_OPEN = 1.0
+"""Entries of an open function, for each one that it has written out, from which it is written out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +284,7 @@ class Planner:
             )
             for link in function.waiting
         ]
-        open_ = (
+        waits = (
             bool(links)
             and math.prod(sizes.values()) > _WRITTEN
             and not any(u <= axis < u + q for axes in link_axes for axis in axes)
@@ -312,9 +314,11 @@ class Planner:
             waiting=function.waiting,
             waiting_axes=tuple(waiting_axes),
             source=None,
-            open=open_,
+            open=waits,
             thorough=len(places[0]) >= _THOROUGH,
         )
+        if waits and math.prod(step.result_sizes) >= _OPEN * math.prod(step.scope_sizes):
+            step = replace(step, open=False)
         direct = {axis: i for i, axis in enumerate(step.direct)}
         origin = [position.get(pattern[read + i], -1) for i in range(n_own)]
         inside = all(axis in direct for axis in origin)

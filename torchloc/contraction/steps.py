@@ -2,7 +2,8 @@
 
 What a kernel that counts pulls back is not written out where its parents are many: the function is then
 *open*, a tensor over the other coordinates and the kernels' hidden axes, and its links wait for the next
-step. A function that does not depend on the counted parents is added to it along the units of these axes.
+step. Where that has more entries than the function itself, nothing is won, and it is written out too. A
+function that does not depend on the counted parents is added to it along the units of these axes.
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ class Lookup:
         if local is None:
             shape = (self.n_sites, states.shape[1])
             local = torch.zeros(shape, dtype=torch.uint8, device=states.device)
+        # Counters that count nothing have one row for all sites.
+        local = local.expand(self.n_sites, -1)
         return local.to(self.kind) if self.base is None else self.base + local
 
 
@@ -127,8 +129,10 @@ class _Sum:
 
 
 def _sums(counters: Counters, device: torch.device) -> Iterator[_Sum]:
-    """The counters of sites, the last one running fastest."""
+    """The counters of sites, the last one running fastest; those of one level are left out."""
     for i, size in enumerate(counters.levels):
+        if size == 1:
+            continue
         parts = []
         for of_action, members, weights in (
             (False, counters.states, counters.state_weights),
@@ -138,6 +142,7 @@ def _sums(counters: Counters, device: torch.device) -> Iterator[_Sum]:
                 index = torch.tensor(np.ascontiguousarray(members.T), device=device)
                 own = weights[:, i]
                 plain = (own == np.arange(own.shape[-1])).all()
-                adds = None if plain else torch.tensor(np.moveaxis(own, 1, 0), device=device)
+                most = np.moveaxis(np.minimum(own, size - 1), 1, 0)  # no count goes further
+                adds = None if plain else torch.tensor(most, device=device)
                 parts.append((of_action, index, adds))
         yield _Sum(size, tuple(parts))

@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from torchloc.errors import InputError
-from torchloc.mdp.checks import IntArray, check_distinct, check_parents, first, frozen, integers
+from torchloc.mdp.checks import (
+    IntArray,
+    check_distinct,
+    check_parents,
+    first,
+    frozen,
+    integers,
+    reals,
+)
 
 BoolArray = NDArray[np.bool_]
 Key = tuple[tuple[int, ...], ...]
@@ -83,17 +91,19 @@ class Counters:
             check_distinct(members, place, kind)
             object.__setattr__(self, field, members)
             shape = (count, len(levels), members.shape[1])
-            name = f"{field.removesuffix('s')}_weights"
-            table = _weights(weights, name, shape, place)
-            object.__setattr__(self, name, table)
+            name = field.removesuffix("s")
+            table = weights_of(weights, f"{name}_weights", shape, place)
+            object.__setattr__(self, f"{name}_weights", table)
             largest, width = table.shape[-1], members.shape[1]
-            own = (largest,) * width if sizes is None else tuple(int(size) for size in sizes)
+            own = (largest,) * width
+            if sizes is not None:
+                own = tuple(integers(sizes, f"{name}_sizes", 1).tolist())
             if len(own) != width or any(not 1 <= size <= largest for size in own):
                 raise InputError(
-                    f"{name.removesuffix('weights')}sizes is {own}; give {width} numbers from 1 to "
-                    f"{largest}, one a counted parent"
+                    f"{name}_sizes is {own}; give {width} numbers from 1 to {largest}, one a counted "
+                    f"parent"
                 )
-            object.__setattr__(self, name.replace("weights", "sizes"), own)
+            object.__setattr__(self, f"{name}_sizes", own)
         object.__setattr__(self, "levels", tuple(int(level) for level in levels))
 
     def __len__(self) -> int:
@@ -229,21 +239,26 @@ def grid(levels: Sequence[int], members: Sequence[Key]) -> IntArray:
     return state
 
 
-def _weights(
+def weights_of(
     value: ArrayLike | None,
     name: str,
     shape: tuple[int, int, int],
     place: Callable[[int], str],
 ) -> IntArray:
-    """(B or 1, r, d, X) from (X,), (d, X), (r, d, X) or (B, r, d, X); None: a binary parent's value."""
+    """(B or 1, r, d, X) from (X,), (d, X), (r, d, X) or (B, r, d, X); None: a binary parent's value.
+
+    Raises:
+        InputError: Another shape, or a weight that is negative or no whole number.
+    """
     count, n_counters, width = shape
-    array = np.asarray([0, 1] if value is None else value)
+    array = reals([0, 1] if value is None else value, name)
     if array.ndim == 0 or array.ndim > 4:
         raise InputError(f"{name} has shape {array.shape}; give one weight a value of a parent")
     array = integers(array, name, array.ndim)
     full = array.reshape((1,) * (4 - array.ndim) + array.shape)
     wanted = (count if len(full) == count and count > 1 else 1, n_counters, width, full.shape[-1])
-    if any(have not in (1, want) for have, want in zip(full.shape, wanted, strict=True)):
+    empty = width > 0 and full.shape[-1] == 0
+    if empty or any(have not in (1, want) for have, want in zip(full.shape, wanted, strict=True)):
         raise InputError(
             f"{name} has shape {array.shape}; with {n_counters} counters and {width} counted parents "
             f"it must be (X,), ({width}, X), ({n_counters}, {width}, X) or "

@@ -34,16 +34,19 @@ from torchloc.mdp.checks import (
     normalised,
     reals,
 )
-from torchloc.mdp.counting import Counters, Key, grid, reachable, reachable_beside
+from torchloc.mdp.counting import Counters, Key, grid, reachable, reachable_beside, weights_of
 from torchloc.mdp.kernels import KernelBatch
 from torchloc.mdp.rewards import RewardBatch
 
 TABLE_ENTRIES = 2**22
 """Entries of the table that a site with counters is written out as at most."""
+NOISY_ENTRIES = 2**28
+"""Entries of the table of one noisy-or at most."""
 Distance = Callable[[FloatArray, FloatArray], FloatArray]
 """Of rows along the last axis."""
 _MODE_ERROR = 1e-12
 """How far the modes of a kernel may be from its table."""
+_UNPLACED = -1  # the coordinate of a single kernel before a model takes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,8 @@ class CountBatch:
         object.__setattr__(self, "actions", own_actions)
         object.__setattr__(self, "counters", counters)
         object.__setattr__(self, "table", frozen(normalised(tables, self.place)))
-        object.__setattr__(self, "modes", None if modes is None else self._checked_modes(*modes))
+        held = None if modes is None else self._checked_modes(*_pair(modes))
+        object.__setattr__(self, "modes", held)
 
     def _checked_modes(self, table: ArrayLike, rates: ArrayLike) -> Modes:
         powers, core = reals(rates, "mode rates"), reals(table, "mode table")
@@ -126,7 +130,7 @@ class CountBatch:
         levels, r = counters.levels, len(counters.levels)
         if powers.ndim == 1 and r == 1:
             powers = powers[:, None]
-        if powers.ndim != 2 or powers.shape[1] != r or ((powers < 0) | (powers > 1)).any():
+        if powers.ndim != 2 or powers.shape[1] != r or not _are_rates(powers):
             raise InputError(
                 f"mode rates are {powers.tolist()}; give {r} numbers between 0 and 1 a mode"
             )
@@ -151,7 +155,7 @@ class CountBatch:
         if not (powers == 1.0).all(axis=1).any():
             core = np.concatenate([np.zeros((*core.shape[:-2], 1, core.shape[-1])), core], axis=-2)
             powers = np.concatenate([np.ones((1, r)), powers])
-        order = np.argsort(-powers.min(axis=1), kind="stable")
+        order = np.argsort(-powers.min(axis=1, initial=1.0), kind="stable")
         core, powers = np.ascontiguousarray(core[..., order, :]), powers[order]
         counts = [
             np.arange(min(top + 1, level)) for top, level in zip(largest, levels, strict=True)
@@ -171,7 +175,8 @@ class CountBatch:
 
     def place(self, row: int) -> str:
         """How an error calls the kernel of this row."""
-        return f"kernel of coordinate {int(self.coordinates[row])}"
+        site = int(self.coordinates[row])
+        return "kernel" if site == _UNPLACED else f"kernel of coordinate {site}"
 
     def __len__(self) -> int:
         return len(self.coordinates)
@@ -267,7 +272,14 @@ class CountRewardBatch:
         action_sizes: Sequence[int] | None = None,
     ) -> None:
         tables = reals(table, "reward table")
-        count = max(len(np.asarray(x)) for x in (states, actions, counted_states, counted_actions))
+        fields = ("states", "actions", "counted states", "counted actions")
+        read = (states, actions, counted_states, counted_actions)
+        count = max(len(integers(x, field, 2)) for x, field in zip(read, fields, strict=True))
+        if count == 0:
+            raise InputError(
+                "a reward batch has no terms; leave it out, or give one row a term "
+                "(a row may be empty: [[]])"
+            )
         own_states, own_actions, counters = _parts(
             count, states, actions, counted_states, counted_actions, tables, 0,
             state_weights, action_weights, state_sizes, action_sizes, self.place,
@@ -368,7 +380,7 @@ class CountKernel:
         modes: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         self.batch = CountBatch(
-            [-1],
+            [_UNPLACED],
             [tuple(states)],
             [tuple(actions)],
             [tuple(counted)],
@@ -376,7 +388,7 @@ class CountKernel:
             reals(table, "kernel table")[None],
             state_weights=weights,
             action_weights=action_weights,
-            modes=None if modes is None else (reals(modes[0], "mode table")[None], modes[1]),
+            modes=None if modes is None else _of_one(*_pair(modes)),
         )
 
     @classmethod
@@ -403,10 +415,20 @@ class CountKernel:
             spared: (*S, *A, S_j) law where none does.
             inhibition: (*S, *A) probability in [0, 1] that a parent that counts 1 is held back.
             weights: As `CountKernel`.
+
+        Raises:
+            InputError: As `CountKernel`, or an inhibition outside [0, 1].
+            BudgetError: The counts are so large that the table would be.
         """
-        counted = tuple(counted)
-        scale = np.asarray([0, 1] if weights is None else weights)
-        largest = int(np.broadcast_to(scale, (len(counted), scale.shape[-1])).max(axis=-1).sum())
+        states, actions, counted = tuple(states), tuple(actions), tuple(counted)
+        axes, found = len(states) + len(actions) + 1, reals(reached, "reached").ndim
+        if found != axes:
+            raise InputError(
+                f"reached has {found} axes; with {len(states)} own coordinates and {len(actions)} own "
+                f"agents it must have {axes}: (*S, *A, S_j)"
+            )
+        scale = weights_of(weights, "weights", (1, 1, len(counted)), lambda _: "kernel")
+        largest = int(scale.max(axis=-1, initial=0).sum())
         table, modes = noisy_or_tables(reached, spared, inhibition, largest)
         return cls(states, actions, counted, table, weights=weights, modes=modes)
 
@@ -418,16 +440,22 @@ def noisy_or_tables(
 
     Raises:
         InputError: An inhibition outside [0, 1], or shapes that do not fit.
+        BudgetError: The table would have more than `NOISY_ENTRIES` entries.
     """
     high, low = reals(reached, "reached"), reals(spared, "spared")
     held = reals(inhibition, "inhibition")
-    if high.shape != low.shape or high.shape[:-1] != held.shape:
+    if not high.ndim or high.shape != low.shape or high.shape[:-1] != held.shape:
         raise InputError(
             f"reached has shape {high.shape}, spared {low.shape} and inhibition {held.shape}; they "
             f"must be (*S, *A, S_j) twice and (*S, *A)"
         )
-    if ((held < 0) | (held > 1)).any():
+    if not _are_rates(held):
         raise InputError(f"inhibition is {held.tolist()}; it must be probabilities")
+    if high.size * (largest + 1) > NOISY_ENTRIES:
+        raise BudgetError(
+            f"a noisy-or over counts up to {largest} is a table of {high.size * (largest + 1)} entries, "
+            f"over the budget of {NOISY_ENTRIES}; use smaller weights"
+        )
     rates = np.unique(np.append(held, 1.0))[::-1]
     chosen = held[..., None] == rates
     modes = np.where(chosen[..., None], (low - high)[..., None, :], 0.0)
@@ -470,6 +498,22 @@ def gather_counts(singles: Sequence[tuple[int, CountKernel]]) -> list[CountBatch
             )
         )
     return result
+
+
+def _pair(modes: tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
+    if not isinstance(modes, tuple | list) or len(modes) != 2:
+        raise InputError("modes must be a pair: the table M of the modes, and their rates λ")
+    return modes[0], modes[1]
+
+
+def _of_one(table: ArrayLike, rates: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+    """The modes of a kernel as those of a batch."""
+    return reals(table, "mode table")[None], rates
+
+
+def _are_rates(values: FloatArray) -> bool:
+    """Whether all lie in [0, 1]; NaN does not."""
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _joined(tables: list[np.ndarray]) -> np.ndarray:
