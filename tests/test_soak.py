@@ -75,8 +75,9 @@ def check_flat(kept: list[tuple[int, int, float]], folder: Path) -> None:
     assert late <= 1.05 * early and events[-1] <= 4000 * len(events)
     paces = [after - before for before, after in itertools.pairwise(seconds[:-1])]
     third = len(paces) // 3
-    # Processor time, but caches are shared with whatever else runs.
-    assert statistics.median(paces[-third:]) <= 1.3 * statistics.median(paces[third : 2 * third])
+    # Caches and clocks are shared with whatever else runs: the quick twentieth tells what the work itself takes.
+    early, late = (statistics.quantiles(part, n=20)[0] for part in (paces[:third], paces[-third:]))
+    assert late <= 1.3 * early
     assert len(list(folder.glob("checkpoint_*"))) == 2
     assert len(list(folder.glob("events.*"))) == 1
     assert not list(folder.glob(".*.tmp"))

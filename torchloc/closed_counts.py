@@ -21,7 +21,7 @@ from torchloc.closed_loop import LocalClass, PolicyTables, local_classes
 from torchloc.mdp import CountBatch
 from torchloc.mdp.checks import FloatArray, IntArray
 from torchloc.mdp.counting import Key, reachable, values_of
-from torchloc.mdp.counts import counted_spreads, own_spreads, total_variation
+from torchloc.mdp.spreads import counted_spreads, own_spreads, total_variation
 
 Entries = tuple[IntArray, IntArray, FloatArray]
 """(B,) coordinates, (B, u) causes, (B or 1, u) values."""

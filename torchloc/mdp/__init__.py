@@ -10,7 +10,8 @@ factorises as
 question, so that kernels without a table can take its place.
 """
 
-from torchloc.mdp.counts import CountBatch, CountKernel, CountRewardBatch
+from torchloc.mdp.count_rewards import CountRewardBatch
+from torchloc.mdp.counts import CountBatch, CountKernel
 from torchloc.mdp.kernels import KernelBatch, LocalKernel
 from torchloc.mdp.model import FactoredMDP
 from torchloc.mdp.rewards import LocalReward, RewardBatch

@@ -1,4 +1,4 @@
-"""Kernels and reward terms that read most of their parents only through counters.
+"""Kernels that read most of their parents only through counters.
 
     P_j(s'_j | s, a) = T[s_own, a_own, c_1, …, c_r, s'_j],        c_i = min(C_i − 1, Σ_m w[i, m, x_m]).
 
@@ -15,9 +15,7 @@ Axis letters as in `mdp.counting`; p own coordinates, q own agents, H modes.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,23 +25,18 @@ from torchloc.errors import BudgetError, InputError
 from torchloc.mdp.checks import (
     FloatArray,
     IntArray,
-    check_distinct,
-    check_finite,
     frozen,
     integers,
     normalised,
     reals,
 )
-from torchloc.mdp.counting import Counters, Key, grid, reachable, reachable_beside, weights_of
+from torchloc.mdp.counted import TABLE_ENTRIES, Counted, own_and_counted
+from torchloc.mdp.counting import Counters, weights_of
 from torchloc.mdp.kernels import KernelBatch
-from torchloc.mdp.rewards import RewardBatch
+from torchloc.mdp.spreads import influences, total_variation
 
-TABLE_ENTRIES = 2**22
-"""Entries of the table that a site with counters is written out as at most."""
 NOISY_ENTRIES = 2**28
 """Entries of the table of one noisy-or at most."""
-Distance = Callable[[FloatArray, FloatArray], FloatArray]
-"""Of rows along the last axis."""
 _MODE_ERROR = 1e-12
 """How far the modes of a kernel may be from its table."""
 _UNPLACED = -1  # the coordinate of a single kernel before a model takes it
@@ -63,7 +56,7 @@ class Modes:
 
 
 @dataclass(frozen=True, eq=False)
-class CountBatch:
+class CountBatch(Counted):
     """B kernels of equal shape that count most of their parents.
 
     Args:
@@ -92,6 +85,7 @@ class CountBatch:
     counters: Counters
     table: FloatArray
     modes: Modes | None
+    TAIL = 1
 
     def __init__(
         self,
@@ -113,7 +107,7 @@ class CountBatch:
         if not len(sites):
             raise InputError("a kernel batch drives no coordinate; leave it out")
         tables = reals(table, "kernel table")
-        own_states, own_actions, counters = _parts(
+        own_states, own_actions, counters = own_and_counted(
             len(sites), states, actions, counted_states, counted_actions, tables, 1,
             state_weights, action_weights, state_sizes, action_sizes, self.place,
         )  # fmt: skip
@@ -178,30 +172,6 @@ class CountBatch:
         site = int(self.coordinates[row])
         return "kernel" if site == _UNPLACED else f"kernel of coordinate {site}"
 
-    def __len__(self) -> int:
-        return len(self.coordinates)
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Sizes of the p own coordinates."""
-        return self.table.shape[1 : 1 + self.states.shape[1]]
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Sizes of the q own agents' action spaces."""
-        first = 1 + self.states.shape[1]
-        return self.table.shape[first : first + self.actions.shape[1]]
-
-    @property
-    def state_parents(self) -> IntArray:
-        """(B, p + d): own coordinates, then counted ones."""
-        return np.concatenate([self.states, self.counters.states], axis=1)
-
-    @property
-    def action_parents(self) -> IntArray:
-        """(B, q + e): own agents, then counted ones."""
-        return np.concatenate([self.actions, self.counters.actions], axis=1)
-
     def state_influence(self) -> FloatArray:
         """E^s of each state parent: sup of TV(P_j) over a change of that parent alone.
 
@@ -219,129 +189,14 @@ class CountBatch:
         own, counted = range(1 + p, 1 + p + q), range(d, self.counters.width)
         return influences(self.table, self.counters, own, counted, total_variation)
 
-    @property
-    def table_entries(self) -> int:
-        """Entries of one kernel written out."""
-        return math.prod(_full_shape(self, 1))
-
     def tables(self, entries: int = TABLE_ENTRIES) -> Iterable[KernelBatch]:
         """The same kernels written out.
 
         Raises:
             BudgetError: A table has more entries than given.
         """
-        for rows, parents, table in _written(self, entries, self.place, 1):
+        for rows, parents, table in self.written(entries):
             yield KernelBatch(self.coordinates[rows], *parents, table)
-
-
-@dataclass(frozen=True, eq=False)
-class CountRewardBatch:
-    """B reward terms of equal shape that count most of what they read.
-
-    Args:
-        states: (B, p) own coordinates.
-        actions: (B, q) own agents.
-        counted_states: (B, d) counted coordinates.
-        counted_actions: (B, e) counted agents.
-        table: (B or 1, *S, *A, C_1, …, C_r) float64, finite.
-        state_weights: As `CountBatch`.
-        action_weights: As `CountBatch`.
-        state_sizes: As `CountBatch`.
-        action_sizes: As `CountBatch`.
-
-    Raises:
-        InputError: As `CountBatch`.
-    """
-
-    states: IntArray
-    actions: IntArray
-    counters: Counters
-    table: FloatArray
-
-    def __init__(
-        self,
-        states: ArrayLike,
-        actions: ArrayLike,
-        counted_states: ArrayLike,
-        counted_actions: ArrayLike,
-        table: ArrayLike,
-        *,
-        state_weights: ArrayLike | None = None,
-        action_weights: ArrayLike | None = None,
-        state_sizes: Sequence[int] | None = None,
-        action_sizes: Sequence[int] | None = None,
-    ) -> None:
-        tables = reals(table, "reward table")
-        fields = ("states", "actions", "counted states", "counted actions")
-        read = (states, actions, counted_states, counted_actions)
-        count = max(len(integers(x, field, 2)) for x, field in zip(read, fields, strict=True))
-        if count == 0:
-            raise InputError(
-                "a reward batch has no terms; leave it out, or give one row a term "
-                "(a row may be empty: [[]])"
-            )
-        own_states, own_actions, counters = _parts(
-            count, states, actions, counted_states, counted_actions, tables, 0,
-            state_weights, action_weights, state_sizes, action_sizes, self.place,
-        )  # fmt: skip
-        check_finite(tables, self.place)
-        object.__setattr__(self, "states", own_states)
-        object.__setattr__(self, "actions", own_actions)
-        object.__setattr__(self, "counters", counters)
-        object.__setattr__(self, "table", frozen(tables))
-
-    def place(self, row: int) -> str:
-        """How an error calls the term of this row."""
-        return f"reward term {row} of its batch"
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Sizes of the p own coordinates."""
-        return self.table.shape[1 : 1 + self.states.shape[1]]
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Sizes of the q own agents' action spaces."""
-        first = 1 + self.states.shape[1]
-        return self.table.shape[first : first + self.actions.shape[1]]
-
-    @property
-    def state_parents(self) -> IntArray:
-        """(B, p + d): own coordinates, then counted ones."""
-        return np.concatenate([self.states, self.counters.states], axis=1)
-
-    @property
-    def action_parents(self) -> IntArray:
-        """(B, q + e): own agents, then counted ones."""
-        return np.concatenate([self.actions, self.counters.actions], axis=1)
-
-    def state_spreads(self) -> FloatArray:
-        """(B or 1, p + d) largest change of a term with each coordinate alone, exact."""
-        p, d = self.states.shape[1], self.counters.states.shape[1]
-        return influences(self.table[..., None], self.counters, range(1, 1 + p), range(d), _change)
-
-    def action_spreads(self) -> FloatArray:
-        """(B or 1, q + e) largest change of a term with each action alone, exact."""
-        p, q, d = self.states.shape[1], self.actions.shape[1], self.counters.states.shape[1]
-        own, counted = range(1 + p, 1 + p + q), range(d, self.counters.width)
-        return influences(self.table[..., None], self.counters, own, counted, _change)
-
-    @property
-    def table_entries(self) -> int:
-        """Entries of one term written out."""
-        return math.prod(_full_shape(self, 0))
-
-    def tables(self, entries: int = TABLE_ENTRIES) -> Iterable[RewardBatch]:
-        """The same terms written out.
-
-        Raises:
-            BudgetError: A table has more entries than given.
-        """
-        for _, parents, table in _written(self, entries, self.place, 0):
-            yield RewardBatch(*parents, table)
 
 
 class CountKernel:
@@ -521,163 +376,3 @@ def _joined(tables: list[np.ndarray]) -> np.ndarray:
     if all(table is head or np.array_equal(table, head) for table in tables):
         return head
     return np.concatenate(tables)
-
-
-def influences(
-    table: FloatArray,
-    counters: Counters,
-    own: Sequence[int],
-    counted: Sequence[int],
-    distance: Distance,
-) -> FloatArray:
-    """(B or 1, len(own) + len(counted)) largest distance between rows that differ in one parent alone.
-
-    Args:
-        table: (B or 1, …, C_1, …, C_r, S_j).
-        counters: Of its sites.
-        own: Axes of the table.
-        counted: Positions among the counted parents, coordinates first.
-        distance: Of rows along the last axis.
-    """
-    r = len(counters.levels)
-    flat = table.reshape(*table.shape[: table.ndim - r - 1], -1, table.shape[-1])
-    shared = len(table) == 1 and len(counters.state_weights) == len(counters.action_weights) == 1
-    result = np.zeros((1 if shared else len(counters), len(own) + len(counted)))
-    for rows, members in counters.patterns():
-        part = flat if len(flat) == 1 else flat[rows]
-        by_own = own_spreads(part, counters.levels, members, own, distance)
-        by_counted = counted_spreads(part, counters.levels, members, distance)
-        found = [*by_own, *(by_counted[members[m]] for m in counted)]
-        if found:
-            result[slice(None) if shared else rows] = np.stack(found, axis=1)
-    return result
-
-
-def own_spreads(
-    table: FloatArray,
-    levels: Sequence[int],
-    members: Sequence[Key],
-    axes: Sequence[int],
-    distance: Distance,
-) -> list[FloatArray]:
-    """(B or 1,) an axis: largest distance between rows of (B or 1, …, Q, S_j) along that axis.
-
-    Over all counter states that the counted parents can reach.
-    """
-    reach = reachable(levels, members)
-    result = []
-    for axis in axes:
-        worst = np.zeros(len(table))
-        for x, y in itertools.combinations(np.moveaxis(table[..., reach, :], axis, 0), 2):
-            np.maximum(worst, distance(x, y).reshape(len(table), -1).max(axis=1), out=worst)
-        result.append(worst)
-    return result
-
-
-def counted_spreads(
-    table: FloatArray, levels: Sequence[int], members: Sequence[Key], distance: Distance
-) -> dict[Key, FloatArray]:
-    """(B or 1,) a distinct weight: largest distance between rows of (B or 1, …, Q, S_j) as its parent changes.
-
-    Over everything that the other counted parents can reach.
-    """
-    found = {}
-    for key, (rest, moves) in reachable_beside(levels, members).items():
-        worst = np.zeros(len(table))
-        for x, y in itertools.combinations(moves, 2):
-            apart = distance(table[..., x[rest], :], table[..., y[rest], :])
-            np.maximum(worst, apart.reshape(len(table), -1).max(axis=1), out=worst)
-        found[key] = worst
-    return found
-
-
-def total_variation(x: FloatArray, y: FloatArray) -> FloatArray:
-    """TV along the last axis."""
-    return np.minimum(0.5 * np.abs(x - y).sum(axis=-1), 1.0)
-
-
-def _change(x: FloatArray, y: FloatArray) -> FloatArray:
-    return np.abs(x - y)[..., 0]
-
-
-def _parts(
-    count: int,
-    states: ArrayLike,
-    actions: ArrayLike,
-    counted_states: ArrayLike,
-    counted_actions: ArrayLike,
-    table: FloatArray,
-    tail: int,
-    state_weights: ArrayLike | None,
-    action_weights: ArrayLike | None,
-    state_sizes: Sequence[int] | None,
-    action_sizes: Sequence[int] | None,
-    place: Callable[[int], str],
-) -> tuple[IntArray, IntArray, Counters]:
-    """Checked own parents and counters; the table's axes after the own parents are the levels."""
-    own: list[IntArray] = []
-    for field, value, kind in (("states", states, "coordinate"), ("actions", actions, "agent")):
-        parents = integers(value, field, 2)
-        if parents.size == 0 and len(parents) != count:
-            parents = frozen(np.zeros((count, 0), dtype=np.int64))
-        if len(parents) != count:
-            raise InputError(
-                f"{field} has {len(parents)} rows, but there are {count} sites; give one row each"
-            )
-        check_distinct(parents, place, kind)
-        own.append(parents)
-    head = 1 + own[0].shape[1] + own[1].shape[1]
-    if table.ndim < head + tail or len(table) not in (1, count) or 0 in table.shape:
-        raise InputError(
-            f"{place(0)}: the table has shape {table.shape}; with {own[0].shape[1]} own coordinates and "
-            f"{own[1].shape[1]} own agents it must be (1 or {count}, *S, *A, *C"
-            f"{', S_j' if tail else ''}), none empty"
-        )
-    counters = Counters(
-        counted_states,
-        counted_actions,
-        table.shape[head : table.ndim - tail],
-        count=count,
-        state_weights=state_weights,
-        action_weights=action_weights,
-        state_sizes=state_sizes,
-        action_sizes=action_sizes,
-        place=place,
-    )
-    if counters.width and not counters.levels:
-        raise InputError(
-            f"{place(0)}: it counts {counters.width} parents, but its table has no axis for a count"
-        )
-    check_distinct(np.concatenate([own[0], counters.states], axis=1), place, "coordinate")
-    check_distinct(np.concatenate([own[1], counters.actions], axis=1), place, "agent")
-    return own[0], own[1], counters
-
-
-def _full_shape(batch: CountBatch | CountRewardBatch, tail: int) -> tuple[int, ...]:
-    counters = batch.counters
-    shape = (*batch.state_shape, *counters.state_sizes, *batch.action_shape, *counters.action_sizes)
-    return (*shape, *(batch.table.shape[-1:] if tail else ()))
-
-
-def _written(
-    batch: CountBatch | CountRewardBatch, entries: int, place: Callable[[int], str], tail: int
-) -> Iterator[tuple[IntArray, tuple[IntArray, IntArray], FloatArray]]:
-    """(rows, (states, actions), table) of the sites with equal weights."""
-    counters, p, q = batch.counters, batch.states.shape[1], batch.actions.shape[1]
-    d, size = counters.states.shape[1], math.prod(_full_shape(batch, tail))
-    if size > entries:
-        raise BudgetError(
-            f"{place(0)}: written out it is a table over {p + q + counters.width} parents with {size} "
-            f"entries, over the budget of {entries}; here only kernels that fit a table can be used"
-        )
-    own = batch.table.shape[1 : 1 + p + q]
-    ends = batch.table.shape[batch.table.ndim - tail :] if tail else ()
-    flat = batch.table.reshape(len(batch.table), *own, counters.n_states, *ends)
-    for rows, members in counters.patterns():
-        table = flat if len(flat) == 1 else flat[rows]
-        full = np.take(table, grid(counters.levels, members), axis=1 + p + q)
-        # own states, own actions, counted states, counted actions → all states first
-        order = [0, *range(1, 1 + p), *range(1 + p + q, 1 + p + q + d), *range(1 + p, 1 + p + q)]
-        order += range(1 + p + q + d, full.ndim)
-        parents = (batch.state_parents[rows], batch.action_parents[rows])
-        yield rows, parents, np.transpose(full, order)

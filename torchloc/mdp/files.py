@@ -11,7 +11,8 @@ import numpy as np
 
 from torchloc.errors import InputError
 from torchloc.mdp import archives
-from torchloc.mdp.counts import CountBatch, CountRewardBatch
+from torchloc.mdp.count_rewards import CountRewardBatch
+from torchloc.mdp.counts import CountBatch
 from torchloc.mdp.kernels import KernelBatch
 from torchloc.mdp.rewards import RewardBatch
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from torchloc.errors import InputError
 from torchloc.mdp.checks import FloatArray
-from torchloc.mdp.counts import CountBatch, CountKernel, CountRewardBatch, gather_counts
+from torchloc.mdp.count_rewards import CountRewardBatch
+from torchloc.mdp.counts import CountBatch, CountKernel, gather_counts
 from torchloc.mdp.kernels import KernelBatch, LocalKernel
 from torchloc.mdp.rewards import LocalReward, RewardBatch
 

@@ -22,7 +22,8 @@ from torchloc.mdp.checks import (
     normalised,
     reals,
 )
-from torchloc.mdp.counts import TABLE_ENTRIES, CountKernel
+from torchloc.mdp.counted import TABLE_ENTRIES
+from torchloc.mdp.counts import CountKernel
 from torchloc.mdp.gathering import Kernels, Rewards, gather_kernels, gather_rewards
 from torchloc.mdp.kernels import KernelBatch, LocalKernel
 from torchloc.mdp.rewards import LocalReward, RewardBatch
