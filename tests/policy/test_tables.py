@@ -329,7 +329,10 @@ ARCHIVES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "scope": (_archive(scope_1=np.array([7])), ["scope of agent 1", "coordinate 7"]),
     "fractional scope": (_archive(scope_1=np.array([0.5])), ["scope of agent 1", "whole number"]),
     "temperature": (_archive(temperature=-1.0), ["temperature is -1"]),
-    "objects": (_archive(probabilities_1=np.array([None, {}])), ["damaged", "Python objects, which could run code"]),
+    "objects": (
+        _archive(probabilities_1=np.array([None, {}])),
+        ["damaged", "Python objects, which could run code"],
+    ),
 }
 
 

@@ -227,7 +227,8 @@ def _terms(
 ) -> list[CountRewardBatch]:
     """Expected deliveries at one point a user, split where users have other rivals there."""
     found = []
-    for pattern, rows in equal_rows(weights.any(axis=-1).astype(np.int64)):
+    seen = np.asarray(weights.any(axis=-1), dtype=np.int64)
+    for pattern, rows in equal_rows(seen):
         members = [m for m in rivals if pattern[m]]
         table = np.stack([alone[rows], np.zeros_like(alone[rows])], axis=-1)
         found.append(
