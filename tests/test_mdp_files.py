@@ -166,3 +166,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", weights=EYE)
     with pytest.raises(InputError, match=r"no torchloc model; write one"):
         FactoredMDP.load(tmp_path / "other.npz")
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(np.random.default_rng(0))
+    with pytest.raises(InputError, match="there is no folder .*; create it"):
+        model.save(tmp_path / "nowhere" / "model.npz")
+    monkeypatch.setattr("torchloc.mdp.archives.LARGEST", 64)
+    with pytest.raises(InputError, match="no more than 64 are read again"):
+        model.save(tmp_path / "model.npz")
+    assert not list(tmp_path.iterdir())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,16 +57,7 @@ def save(path: str | PathLike[str], estimate: Sensitivities, tally: Tally) -> No
         arrays.update({f"reward_{b}_{field}": getattr(term, field) for field in _REWARD})
     if estimate.reward_bound is not None:
         arrays["reward_bound"] = estimate.reward_bound
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    archives.write(path, arrays)
 
 
 def load(cls: type[SensitivityEstimate], path: str | PathLike[str]) -> SensitivityEstimate:

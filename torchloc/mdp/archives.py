@@ -1,4 +1,4 @@
-"""`.npz` archives from anywhere: sizes are held against a limit before memory is taken, nothing is unpickled.
+"""`.npz` archives, written whole, and read from anywhere: sizes are held against a limit, nothing is unpickled.
 
 An archive names the bytes of every member, and a member the shape and the kind of its array; a few
 kilobytes of a compressed archive can name terabytes.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -24,6 +27,34 @@ from torchloc.errors import InputError
 LARGEST = 2**32
 """Bytes of all arrays of an archive together, at most."""
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def write(path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes to a temporary file beside `path`, then renames: a reader never sees half a file.
+
+    Raises:
+        InputError: The folder does not exist, or `read` would refuse so many bytes.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(
+            f"{target} cannot be written: there is no folder {target.parent}; create it"
+        )
+    size = sum(np.asarray(array).nbytes for array in arrays.values())
+    if size > LARGEST:
+        raise InputError(
+            f"{target} cannot be written: its arrays take {size:,} bytes, and no more than {LARGEST:,} "
+            f"are read again"
+        )
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def read(path: str | PathLike[str], what: str, file: str) -> dict[str, NDArray[Any]]:

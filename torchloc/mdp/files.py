@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,20 +54,7 @@ def save(path: str | PathLike[str], mdp: FactoredMDP) -> None:
     for field in ("coordinate_names", "agent_names"):
         if getattr(mdp, field) is not None:
             arrays[field] = np.array(getattr(mdp, field), dtype=np.str_)
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(
-            f"{target} cannot be written: there is no folder {target.parent}; create it"
-        )
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    archives.write(path, arrays)
 
 
 def load(path: str | PathLike[str]) -> dict[str, Any]:
