@@ -172,7 +172,7 @@ def test_what_could_not_be_read_again_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(np.random.default_rng(0))
-    with pytest.raises(InputError, match="there is no folder .*; create it"):
+    with pytest.raises(InputError, match=r"there is no folder .*; create it"):
         model.save(tmp_path / "nowhere" / "model.npz")
     monkeypatch.setattr("torchloc.mdp.archives.LARGEST", 64)
     with pytest.raises(InputError, match="no more than 64 are read again"):
